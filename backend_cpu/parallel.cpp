@@ -1,0 +1,91 @@
+#include "backend_cpu/parallel.h"
+
+#include <omp.h>
+
+#include <atomic>
+#include <cstdlib>
+
+#include "core/macros.h"
+
+namespace tandem::cpu {
+namespace {
+
+// More threads than any machine has; a caller's larger number would only make the runtime fail.
+constexpr int64_t kMaxThreads = 1024;
+
+struct Loop {
+  std::atomic<int64_t> next;
+  int64_t count;
+  void (*task)(void* argument, int64_t index, int worker);
+  void* argument;
+};
+
+void Drain(Loop* loop, int worker) {
+  for (;;) {
+    const int64_t index = loop->next.fetch_add(1, std::memory_order_relaxed);
+    if (index >= loop->count) return;
+    loop->task(loop->argument, index, worker);
+  }
+}
+
+// Each of the executor's tasks is one worker that drains the common counter: indices are handed out
+// dynamically whatever the pool's own policy is, and worker ids are distinct by construction.
+void RunOnExecutor(const tandem_executor& executor, Loop* loop) {
+  const int64_t workers =
+      core::Min<int64_t>(loop->count, core::Max<int64_t>(executor.concurrency, 1));
+  try {
+    executor.parallel_for(
+        executor.context, workers,
+        [](void* argument, int64_t index) {
+          Drain(static_cast<Loop*>(argument), static_cast<int>(index));
+        },
+        loop);
+  } catch (...) {
+    // A pool that throws has started too few workers at worst; what is left is done below.
+  }
+  Drain(loop, 0);
+}
+
+struct Scratch {
+  void* memory = nullptr;
+  int64_t size = 0;
+  ~Scratch() { std::free(memory); }
+};
+
+thread_local Scratch scratch;
+
+}  // namespace
+
+void ParallelFor(const core::Context& context, int64_t count,
+                 void (*task)(void* argument, int64_t index, int worker), void* argument) {
+  if (context.executor != nullptr && count > 1) {
+    Loop loop = {{0}, count, task, argument};
+    RunOnExecutor(*context.executor, &loop);
+    return;
+  }
+  const int64_t asked = context.threads > 0 ? context.threads : omp_get_max_threads();
+  const int threads =
+      static_cast<int>(core::Max<int64_t>(1, core::Min(core::Min(asked, count), kMaxThreads)));
+  if (threads == 1 || omp_in_parallel()) {
+    for (int64_t index = 0; index < count; ++index) task(argument, index, 0);
+    return;
+  }
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
+  for (int64_t index = 0; index < count; ++index) {
+    task(argument, index, omp_get_thread_num());
+  }
+}
+
+void* WorkerScratch(int64_t bytes) {
+  if (bytes <= scratch.size) return scratch.memory;
+  std::free(scratch.memory);
+  scratch.memory = nullptr;
+  scratch.size = 0;
+  if (bytes > INT64_MAX - 64) return nullptr;
+  const int64_t size = core::RoundUp<int64_t>(bytes, 64);
+  scratch.memory = std::aligned_alloc(64, static_cast<size_t>(size));
+  if (scratch.memory != nullptr) scratch.size = size;
+  return scratch.memory;
+}
+
+}  // namespace tandem::cpu

@@ -1,0 +1,37 @@
+// Threads of the CPU backend: OpenMP, or the caller's own pool. Both hand out indices one at a time
+// in any order, so a task may depend on nothing but its index.
+#ifndef TANDEM_BACKEND_CPU_PARALLEL_H_
+#define TANDEM_BACKEND_CPU_PARALLEL_H_
+
+#include <cstdint>
+
+#include "core/backend.h"
+
+namespace tandem::cpu {
+
+// Calls task(argument, index, worker) once for each index in [0, count) and returns when all are
+// done. No two calls with the same worker run at once; workers are in [0, the number of threads).
+// Serial inside a caller's OpenMP parallel region, whose threads are busy already. The task must
+// not throw.
+void ParallelFor(const core::Context& context, int64_t count,
+                 void (*task)(void* argument, int64_t index, int worker), void* argument);
+
+// The same with a body(index, worker). Static, so that a file of a newer instruction set exports no
+// copy of it.
+template <typename Body>
+static void ParallelForEach(const core::Context& context, int64_t count, Body& body) {
+  ParallelFor(
+      context, count,
+      [](void* argument, int64_t index, int worker) {
+        (*static_cast<Body*>(argument))(index, worker);
+      },
+      &body);
+}
+
+// Scratch memory of the calling thread: at least `bytes`, 64-byte aligned, contents undefined. Null
+// when out of memory. It is kept for the thread's next call, which may move it: a task asks once.
+void* WorkerScratch(int64_t bytes);
+
+}  // namespace tandem::cpu
+
+#endif  // TANDEM_BACKEND_CPU_PARALLEL_H_

@@ -30,9 +30,7 @@ void Drain(Loop* loop, int worker) {
 
 // Each of the executor's tasks is one worker that drains the common counter: indices are handed out
 // dynamically whatever the pool's own policy is, and worker ids are distinct by construction.
-void RunOnExecutor(const tandem_executor& executor, Loop* loop) {
-  const int64_t workers =
-      core::Min<int64_t>(loop->count, core::Max<int64_t>(executor.concurrency, 1));
+void RunOnExecutor(const tandem_executor& executor, int workers, Loop* loop) {
   try {
     executor.parallel_for(
         executor.context, workers,
@@ -56,33 +54,41 @@ thread_local Scratch scratch;
 
 }  // namespace
 
+int WorkerCount(const core::Context& context, int64_t count) {
+  int64_t workers = context.threads > 0 ? context.threads : omp_get_max_threads();
+  if (context.executor != nullptr) {
+    workers = context.executor->concurrency;
+  } else if (omp_in_parallel()) {
+    workers = 1;
+  }
+  return static_cast<int>(core::Max<int64_t>(1, core::Min(core::Min(workers, count), kMaxThreads)));
+}
+
 void ParallelFor(const core::Context& context, int64_t count,
                  void (*task)(void* argument, int64_t index, int worker), void* argument) {
-  if (context.executor != nullptr && count > 1) {
-    Loop loop = {{0}, count, task, argument};
-    RunOnExecutor(*context.executor, &loop);
-    return;
-  }
-  const int64_t asked = context.threads > 0 ? context.threads : omp_get_max_threads();
-  const int threads =
-      static_cast<int>(core::Max<int64_t>(1, core::Min(core::Min(asked, count), kMaxThreads)));
-  if (threads == 1 || omp_in_parallel()) {
+  const int workers = WorkerCount(context, count);
+  if (workers == 1) {
     for (int64_t index = 0; index < count; ++index) task(argument, index, 0);
     return;
   }
-#pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
+  if (context.executor != nullptr) {
+    Loop loop = {{0}, count, task, argument};
+    RunOnExecutor(*context.executor, workers, &loop);
+    return;
+  }
+#pragma omp parallel for schedule(dynamic, 1) num_threads(workers)
   for (int64_t index = 0; index < count; ++index) {
     task(argument, index, omp_get_thread_num());
   }
 }
 
 void* WorkerScratch(int64_t bytes) {
-  if (bytes <= scratch.size) return scratch.memory;
+  if (bytes <= scratch.size && scratch.memory != nullptr) return scratch.memory;
   std::free(scratch.memory);
   scratch.memory = nullptr;
   scratch.size = 0;
   if (bytes > INT64_MAX - 64) return nullptr;
-  const int64_t size = core::RoundUp<int64_t>(bytes, 64);
+  const int64_t size = core::RoundUp<int64_t>(core::Max<int64_t>(bytes, 1), 64);
   scratch.memory = std::aligned_alloc(64, static_cast<size_t>(size));
   if (scratch.memory != nullptr) scratch.size = size;
   return scratch.memory;

@@ -9,10 +9,13 @@
 
 namespace tandem::cpu {
 
+// How many workers ParallelFor uses at most for `count` indices: at least 1.
+int WorkerCount(const core::Context& context, int64_t count);
+
 // Calls task(argument, index, worker) once for each index in [0, count) and returns when all are
-// done. No two calls with the same worker run at once; workers are in [0, the number of threads).
-// Serial inside a caller's OpenMP parallel region, whose threads are busy already. The task must
-// not throw.
+// done. No two calls with the same worker run at once; workers are in [0, WorkerCount). Serial
+// inside a caller's OpenMP parallel region, whose threads are busy already. The task must not
+// throw.
 void ParallelFor(const core::Context& context, int64_t count,
                  void (*task)(void* argument, int64_t index, int worker), void* argument);
 

@@ -1,0 +1,47 @@
+// What this processor and its operating system offer, and how much of it may be used.
+#ifndef TANDEM_BACKEND_CPU_FEATURES_H_
+#define TANDEM_BACKEND_CPU_FEATURES_H_
+
+#include <cstdint>
+
+#include "core/text.h"
+
+namespace tandem::cpu {
+
+// Bits of core::KernelRecord::required_features.
+inline constexpr uint64_t kFeatureAvx2 = 1u << 0;    // AVX2, FMA and F16C
+inline constexpr uint64_t kFeatureAvx512 = 1u << 1;  // AVX-512 F, BW, DQ, VL and CD
+// Reported, but required by no kernel yet.
+inline constexpr uint64_t kFeatureAvx512Bf16 = 1u << 2;
+inline constexpr uint64_t kFeatureAvx512Fp16 = 1u << 3;
+inline constexpr uint64_t kFeatureAmxBf16 = 1u << 4;
+
+// TANDEM_CPU_ISA: the newest instruction set that may be used. Each includes those before it.
+enum class IsaCap : int32_t { kBaseline = 0, kAvx2 = 1, kAvx512 = 2, kAmx = 3 };
+
+// The registers that detection reads; 0 where the processor has no such leaf.
+struct CpuidRegisters {
+  uint32_t leaf1_ecx;
+  uint32_t leaf7_ebx;
+  uint32_t leaf7_edx;
+  uint32_t leaf7_1_eax;
+  uint64_t xcr0;         // register state that the operating system saves; 0 without OSXSAVE
+  bool amx_permissible;  // the kernel gives processes the tile registers when they ask
+};
+
+// Feature bits, from anything. Pure.
+uint64_t DetectFeatures(const CpuidRegisters& registers, IsaCap cap);
+
+// The cap that TANDEM_CPU_ISA's value names: baseline, avx2, avx512 or amx; null: amx (no cap). Any
+// other value gives baseline and *known = false: a misspelt cap must not silently lift it.
+IsaCap ParseIsaCap(const char* value, bool* known);
+
+// This machine's features under TANDEM_CPU_ISA, read once per process.
+uint64_t CpuFeatures();
+
+// One line: "AMD EPYC: avx2 fma f16c; 2 threads", and what TANDEM_CPU_ISA does where it is set.
+void DescribeCpu(core::Text* description);
+
+}  // namespace tandem::cpu
+
+#endif  // TANDEM_BACKEND_CPU_FEATURES_H_

@@ -5,6 +5,7 @@ include(CMakePackageConfigHelpers)
 install(TARGETS tandem EXPORT tandemTargets LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR}
         NAMELINK_COMPONENT dev)
 if(TARGET tandem_cuda)  # found by libtandem.so in its own directory
+  set_target_properties(tandem_cuda PROPERTIES INSTALL_RPATH "")
   install(TARGETS tandem_cuda LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})
 endif()
 if(TARGET tandem_cli)

@@ -92,7 +92,7 @@ const Cpu& ThisCpu() {
     Cpu result = {};
     const char* value = std::getenv("TANDEM_CPU_ISA");
     result.cap = ParseIsaCap(value, &result.cap_is_known);
-    result.cap_is_set = value != nullptr;
+    result.cap_is_set = value != nullptr && *value != '\0';
     if (value != nullptr) std::strncpy(result.cap_value, value, sizeof(result.cap_value) - 1);
     result.features = DetectFeatures(ReadRegisters(), result.cap);
     ReadBrand(result.brand);
@@ -124,7 +124,7 @@ uint64_t DetectFeatures(const CpuidRegisters& registers, IsaCap cap) {
 
 IsaCap ParseIsaCap(const char* value, bool* known) {
   *known = true;
-  if (value == nullptr) return IsaCap::kAmx;
+  if (value == nullptr || *value == '\0') return IsaCap::kAmx;
   const std::string_view name(value);
   if (name == "baseline") return IsaCap::kBaseline;
   if (name == "avx2") return IsaCap::kAvx2;

@@ -32,8 +32,9 @@ struct CpuidRegisters {
 // Feature bits, from anything. Pure.
 uint64_t DetectFeatures(const CpuidRegisters& registers, IsaCap cap);
 
-// The cap that TANDEM_CPU_ISA's value names: baseline, avx2, avx512 or amx; null: amx (no cap). Any
-// other value gives baseline and *known = false: a misspelt cap must not silently lift it.
+// The cap that TANDEM_CPU_ISA's value names: baseline, avx2, avx512 or amx; null or empty: amx (no
+// cap). Any other value gives baseline and *known = false: a misspelt cap must not silently lift
+// it.
 IsaCap ParseIsaCap(const char* value, bool* known);
 
 // This machine's features under TANDEM_CPU_ISA, read once per process.

@@ -1,0 +1,104 @@
+#include "backend_cpu/cpu_backend.h"
+
+#include <cstring>
+#include <iterator>
+
+#include "backend_cpu/features.h"
+#include "backend_cpu/mask_scan.h"
+#include "backend_cpu/parallel.h"
+#include "backend_cpu/reference.h"
+
+namespace tandem::cpu {
+namespace {
+
+using core::KernelRecord;
+
+constexpr KernelRecord kKernels[] = {
+    {"reference.cpu", 0, "any x86-64 processor", ReferenceDecline, ReferenceWorkspace,
+     ReferenceRun},
+};
+
+int32_t DeviceCount(core::Text*) { return 1; }
+
+tandem_status GetDeviceInfo(int32_t index, core::DeviceInfo* info, core::Text* error) {
+  if (index != 0) {
+    core::Format(error, "device_index is %d; the CPU is device 0 only", index);
+    return TANDEM_STATUS_INVALID_ARGUMENT;
+  }
+  info->features = CpuFeatures();
+  DescribeCpu(&info->description);
+  return TANDEM_STATUS_OK;
+}
+
+// Copies one innermost row of an array.
+void CopyRow(const core::ArrayCopy& copy, const char* source, char* destination) {
+  const int32_t last = copy.rank - 1;
+  const int64_t count = copy.shape[last];
+  const int64_t source_stride = copy.source_strides[last];
+  const int64_t destination_stride = copy.destination_strides[last];
+  const int64_t size = copy.element_size;
+  if (source_stride == 1 && destination_stride == 1) {
+    std::memcpy(destination, source, static_cast<size_t>(count * size));
+    return;
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    std::memcpy(destination + i * destination_stride * size, source + i * source_stride * size,
+                static_cast<size_t>(size));
+  }
+}
+
+tandem_status CopyArray(const core::ArrayCopy& copy, const core::Context& context) {
+  const char* source = static_cast<const char*>(copy.source);
+  char* destination = static_cast<char*>(copy.destination);
+  if (copy.rank == 0) {
+    std::memcpy(destination, source, static_cast<size_t>(copy.element_size));
+    return TANDEM_STATUS_OK;
+  }
+  int64_t rows = 1;
+  for (int32_t d = 0; d + 1 < copy.rank; ++d) rows *= copy.shape[d];
+  if (copy.shape[copy.rank - 1] == 0) return TANDEM_STATUS_OK;
+  constexpr int64_t kRowsPerTask = 256;
+  auto task = [&](int64_t index, int) {
+    const int64_t end = core::Min((index + 1) * kRowsPerTask, rows);
+    for (int64_t row = index * kRowsPerTask; row < end; ++row) {
+      int64_t source_offset = 0, destination_offset = 0, rest = row;
+      for (int32_t d = copy.rank - 2; d >= 0; --d) {
+        source_offset += rest % copy.shape[d] * copy.source_strides[d];
+        destination_offset += rest % copy.shape[d] * copy.destination_strides[d];
+        rest /= copy.shape[d];
+      }
+      CopyRow(copy, source + source_offset * copy.element_size,
+              destination + destination_offset * copy.element_size);
+    }
+  };
+  ParallelForEach(context, core::CeilDiv(rows, kRowsPerTask), task);
+  return TANDEM_STATUS_OK;
+}
+
+}  // namespace
+
+const core::Backend* CpuBackend() {
+  static constexpr core::Backend kBackend = {
+      .abi_version = core::kBackendAbiVersion,
+      .backend_size = sizeof(core::Backend),
+      .problem_size = sizeof(core::Problem),
+      .device_type = TANDEM_DEVICE_CPU,
+      .version = TANDEM_VERSION_STRING,
+      .name = "cpu",
+      .device_count = DeviceCount,
+      .device_info = GetDeviceInfo,
+      .kernels = kKernels,
+      .kernel_count = static_cast<int32_t>(std::size(kKernels)),
+      .reserved = 0,
+      .prepare_mask = PrepareMask,
+      .copy_array = CopyArray,
+      .allocate = nullptr,
+      .release = nullptr,
+      .copy_to_device = nullptr,
+      .copy_to_host = nullptr,
+      .synchronize = nullptr,
+  };
+  return &kBackend;
+}
+
+}  // namespace tandem::cpu

@@ -1,0 +1,53 @@
+// Vector exponential and hyperbolic tangent in f32. Both keep NaN.
+#ifndef TANDEM_BACKEND_CPU_FLASH_EXP2_H_
+#define TANDEM_BACKEND_CPU_FLASH_EXP2_H_
+
+#include "backend_cpu/flash/simd.h"
+#include "core/softmax.h"
+
+namespace tandem::cpu {
+namespace {
+
+// e^x for x <= 0: relative error below 2e-7; exactly 0 below -88 (where the true value is
+// subnormal) and for -inf, exactly 1 for 0. 2^n * 2^f with n the nearest integer to x * log2(e) and
+// f in [-1/2, 1/2] by a minimax polynomial of degree 5 (relative error 1.1e-7).
+template <class Arch>
+TANDEM_ISA_INLINE Vector<Arch> ExpNonPositive(Vector<Arch> x) {
+  using V = Vector<Arch>;
+  // max and min return their second operand when either is NaN.
+  x = xsimd::max(V(-88.1f), x);
+  const V log2e(core::kLog2e);
+  const V to_integer(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
+  const V biased = Fma(x, log2e, to_integer);
+  const V f = Fma(x, log2e, to_integer - biased);
+  V y(1.326472731307149e-3f);
+  y = Fma(y, f, V(9.671512991189957e-3f));
+  y = Fma(y, f, V(5.550733581185341e-2f));
+  y = Fma(y, f, V(2.4022242426872253e-1f));
+  y = Fma(y, f, V(6.931470036506653e-1f));
+  y = Fma(y, f, V(1.0f));
+  return y * PowerOfTwo(biased);
+}
+
+// tanh(x), within a few ulp: Cephes' polynomial near 0, elsewhere (1 - e) / (1 + e) with e =
+// exp(-2 |x|).
+template <class Arch>
+TANDEM_ISA_INLINE Vector<Arch> Tanh(Vector<Arch> x) {
+  using V = Vector<Arch>;
+  const V magnitude = xsimd::abs(x);
+  const V e = ExpNonPositive<Arch>(magnitude * V(-2.0f));
+  const V large = (V(1.0f) - e) / (V(1.0f) + e);
+  const V square = x * x;
+  V y(-5.70498872745e-3f);
+  y = Fma(y, square, V(2.06390887954e-2f));
+  y = Fma(y, square, V(-5.37397155531e-2f));
+  y = Fma(y, square, V(1.33314422036e-1f));
+  y = Fma(y, square, V(-3.33332819422e-1f));
+  const V small = Fma(y * square, x, x);
+  return xsimd::select(magnitude < V(0.625f), small, xsimd::copysign(large, x));
+}
+
+}  // namespace
+}  // namespace tandem::cpu
+
+#endif  // TANDEM_BACKEND_CPU_FLASH_EXP2_H_

@@ -1,0 +1,116 @@
+// Packing of keys and values into f32 panels, once per key head, by the tile of 64 keys.
+//
+// K tile: panels of kPanelWidth keys, each [Dqk][kPanelWidth]. V tile: panels of kPanelWidth
+// columns (the last narrower), each [64 keys][width]. Keys that do not exist are zeros in both, and
+// so are non-finite elements of V, which would poison rows that do not see them (0 * NaN): the tile
+// is flagged instead, and softmax_rows.h's users add those elements where they are visible.
+#ifndef TANDEM_BACKEND_CPU_FLASH_PACK_H_
+#define TANDEM_BACKEND_CPU_FLASH_PACK_H_
+
+#include "backend_cpu/flash/layout.h"
+#include "backend_cpu/flash/micro_kernel.h"
+
+namespace tandem::cpu {
+namespace {
+
+// to[d][key] = from[key][d] for 8 keys and 8 d.
+TANDEM_ISA_INLINE void Transpose8x8(const float* from, int64_t from_stride, float* to,
+                                    int64_t to_stride) {
+  __m256 row[8], pair[8], quad[8];
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) row[i] = _mm256_loadu_ps(from + i * from_stride);
+#pragma GCC unroll 4
+  for (int i = 0; i < 8; i += 2) {
+    pair[i] = _mm256_unpacklo_ps(row[i], row[i + 1]);
+    pair[i + 1] = _mm256_unpackhi_ps(row[i], row[i + 1]);
+  }
+#pragma GCC unroll 2
+  for (int i = 0; i < 8; i += 4) {
+    quad[i] = _mm256_shuffle_ps(pair[i], pair[i + 2], 0x44);
+    quad[i + 1] = _mm256_shuffle_ps(pair[i], pair[i + 2], 0xee);
+    quad[i + 2] = _mm256_shuffle_ps(pair[i + 1], pair[i + 3], 0x44);
+    quad[i + 3] = _mm256_shuffle_ps(pair[i + 1], pair[i + 3], 0xee);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    _mm256_storeu_ps(to + i * to_stride, _mm256_permute2f128_ps(quad[i], quad[i + 4], 0x20));
+    _mm256_storeu_ps(to + (i + 4) * to_stride, _mm256_permute2f128_ps(quad[i], quad[i + 4], 0x31));
+  }
+}
+
+// Floats of scratch that packing needs: 64 rows of K, or a row of V.
+TANDEM_HD int64_t PackScratch(const core::Problem& p) {
+  return core::Max(core::kTile * core::RoundUp<int64_t>(p.qk_dim, 8),
+                   core::RoundUp<int64_t>(p.v_dim, 16));
+}
+
+// Keys [first, first + count) of one head; count in [1, 64].
+template <class Arch>
+TANDEM_ISA_INLINE void PackKeyTile(const core::Problem& p, const core::Sequence& s, int64_t head,
+                                   int64_t first, int64_t count, float* scratch, float* tile) {
+  const int64_t stride = core::RoundUp<int64_t>(p.qk_dim, 8);
+  const int64_t rows = core::RoundUp<int64_t>(count, 8);
+  for (int64_t j = 0; j < rows; ++j) {
+    float* row = scratch + j * stride;
+    if (j < count) {
+      LoadRow<Arch>(p.k.data, p.dtype, core::KeyOffset(p.k, s, head, first + j), p.k.column_stride,
+                    p.qk_dim, row);
+    } else {
+      for (int64_t d = 0; d < p.qk_dim; ++d) row[d] = 0.0f;
+    }
+  }
+  const int64_t whole = p.qk_dim - p.qk_dim % 8;
+  for (int64_t j = 0; j < core::kTile; j += 8) {
+    float* to = tile + (j / kPanelWidth<Arch>)*kPanelWidth<Arch>* p.qk_dim + j % kPanelWidth<Arch>;
+    const float* from = scratch + j * stride;
+    if (j >= rows) {
+      for (int64_t d = 0; d < p.qk_dim; ++d) {
+        _mm256_storeu_ps(to + d * kPanelWidth<Arch>, _mm256_setzero_ps());
+      }
+      continue;
+    }
+    int64_t d = 0;
+    for (; d < whole; d += 8) {
+      Transpose8x8(from + d, stride, to + d * kPanelWidth<Arch>, kPanelWidth<Arch>);
+    }
+    for (; d < p.qk_dim; ++d) {
+      for (int64_t t = 0; t < 8; ++t) to[d * kPanelWidth<Arch> + t] = from[t * stride + d];
+    }
+  }
+}
+
+// The same keys of V; returns whether an element was not finite.
+template <class Arch>
+TANDEM_ISA_INLINE bool PackValueTile(const core::Problem& p, const core::Sequence& s, int64_t head,
+                                     int64_t first, int64_t count, float* scratch, float* tile) {
+  using V = Vector<Arch>;
+  constexpr uint64_t kAllLanes = (uint64_t{1} << kLanes<Arch>)-1;
+  const int64_t columns = core::RoundUp<int64_t>(p.v_dim, kLanes<Arch>);
+  for (int64_t c = p.v_dim; c < columns; ++c) scratch[c] = 0.0f;
+  uint64_t all_finite = kAllLanes;
+  for (int64_t j = 0; j < core::kTile; ++j) {
+    if (j < count) {
+      LoadRow<Arch>(p.v.data, p.dtype, core::KeyOffset(p.v, s, head, first + j), p.v.column_stride,
+                    p.v_dim, scratch);
+    }
+    for (int64_t c = 0; c < columns; c += kLanes<Arch>) {
+      const int64_t panel = c - c % kPanelWidth<Arch>;
+      const int64_t width = core::Min<int64_t>(kPanelWidth<Arch>, columns - panel);
+      float* to = tile + panel * core::kTile + j * width + (c - panel);
+      if (j >= count) {
+        V(0.0f).store_aligned(to);
+        continue;
+      }
+      const V x = V::load_aligned(scratch + c);
+      const uint64_t finite = EqualBits(x - x, V(0.0f));
+      all_finite &= finite;
+      SelectBits(finite, x, V(0.0f)).store_aligned(to);
+    }
+  }
+  return all_finite != kAllLanes;
+}
+
+}  // namespace
+}  // namespace tandem::cpu
+
+#endif  // TANDEM_BACKEND_CPU_FLASH_PACK_H_

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdarg>
+#include <vector>
 
 namespace tandem::core {
 namespace {
@@ -129,23 +130,26 @@ bool Checker::Broadcastable(const char* name, const tandem_tensor& tensor, int i
 
 bool Checker::Writable(const char* name, const tandem_tensor& tensor) {
   if (ElementCount(tensor) == 0) return true;
-  int order[TANDEM_MAX_RANK];
-  int count = 0;
-  for (int d = 0; d < tensor.rank; ++d) {
-    if (tensor.shape[d] > 1) order[count++] = d;
-  }
   auto stride = [&](int d) {
     return tensor.strides[d] < 0 ? -tensor.strides[d] : tensor.strides[d];
   };
-  std::sort(order, order + count, [&](int a, int b) { return stride(a) < stride(b); });
-  int64_t reach = 0;
-  for (int k = 0; k < count; ++k) {
-    if (stride(order[k]) <= reach) {
-      return Fail("%s: strides[%d] is %lld, must not let two elements of shape %s share an address",
-                  name, order[k], static_cast<long long>(tensor.strides[order[k]]),
-                  ShapeString(tensor).c_str());
+  int order[TANDEM_MAX_RANK];  // dimensions of more than one element, by rising stride
+  int count = 0;
+  for (int d = 0; d < tensor.rank; ++d) {
+    if (tensor.shape[d] <= 1) continue;
+    int place = count++;
+    for (; place > 0 && stride(order[place - 1]) > stride(d); --place) {
+      order[place] = order[place - 1];
     }
-    reach += (tensor.shape[order[k]] - 1) * stride(order[k]);
+    order[place] = d;
+  }
+  int64_t reach = 0;
+  for (int d : order) {
+    if (stride(d) <= reach) {
+      return Fail("%s: strides[%d] is %lld, must not let two elements of shape %s share an address",
+                  name, d, static_cast<long long>(tensor.strides[d]), ShapeString(tensor).c_str());
+    }
+    reach += (tensor.shape[d] - 1) * stride(d);
   }
   return true;
 }

@@ -1,5 +1,4 @@
 // tandem_merge: partial results over disjoint keys, merged in the order given.
-#include <string>
 #include <vector>
 
 #include "core/softmax.h"
@@ -9,115 +8,138 @@
 namespace tandem::dispatch {
 namespace {
 
-tandem_status Merge(tandem_layout layout, int32_t count, const tandem_tensor* const* partial_out,
-                    const tandem_tensor* const* partial_lse, const tandem_outputs* outputs) {
-  core::Checker check(&LastError());
-  const tandem_status invalid = TANDEM_STATUS_INVALID_ARGUMENT;
-  if (layout < TANDEM_LAYOUT_BHSD || layout > TANDEM_LAYOUT_THD) {
-    return Fail(invalid, "layout is %d, must be TANDEM_LAYOUT_BHSD (1), BSHD (2) or THD (3)",
-                layout);
-  }
-  if (count < 1) return Fail(invalid, "count is %d, must be at least 1", count);
-  if (partial_out == nullptr || partial_lse == nullptr) {
-    return Fail(invalid, "%s is null, must point to %d tensors",
-                partial_out == nullptr ? "partial_out" : "partial_lse", count);
-  }
-  if (outputs == nullptr || outputs->struct_size != sizeof(tandem_outputs)) {
-    return Fail(invalid, "outputs is %s, must point to a tandem_outputs (TANDEM_OUTPUTS_INIT)",
-                outputs == nullptr ? "null" : "of another size");
-  }
-  const bool packed = layout == TANDEM_LAYOUT_THD;
-  const int rank = packed ? 3 : 4;
-  const std::initializer_list<tandem_dtype> dtypes = {TANDEM_DTYPE_F32, TANDEM_DTYPE_F16,
-                                                      TANDEM_DTYPE_BF16};
-  if (!check.Tensor("out", outputs->out, dtypes, {rank})) return invalid;
-  const tandem_tensor& out = *outputs->out;
-  if (out.device_type != TANDEM_DEVICE_CPU) {
-    return Fail(TANDEM_STATUS_UNSUPPORTED, "tandem_merge serves CPU tensors only; out is on CUDA");
-  }
-  // Dimensions of out, in the order of the LSE's: (batch, head, row), packed (head, row).
-  const int lse_rank = rank - 1;
-  int axis[3] = {0, 1, 2};
-  if (layout == TANDEM_LAYOUT_BSHD) axis[1] = 2, axis[2] = 1;
-  if (packed) axis[0] = 1, axis[1] = 0;
-  auto check_lse = [&](const std::string& name, const tandem_tensor* lse) {
-    if (!check.Tensor(name.c_str(), lse, {TANDEM_DTYPE_F32}, {lse_rank})) return false;
-    for (int d = 0; d < lse_rank; ++d) {
-      if (!check.Dimension(name.c_str(), *lse, d, out.shape[axis[d]], "that of out")) return false;
-    }
-    return check.SameDevice(name.c_str(), *lse, "out", out);
-  };
-  if (!check.Writable("out", out)) return invalid;
-  if (outputs->lse != nullptr &&
-      (!check_lse("lse", outputs->lse) || !check.Writable("lse", *outputs->lse) ||
-       !check.Disjoint("lse", *outputs->lse, "out", out))) {
-    return invalid;
-  }
-  for (int32_t n = 0; n < count; ++n) {
-    const std::string index = "[" + std::to_string(n) + "]";
-    const std::string out_name = "partial_out" + index, lse_name = "partial_lse" + index;
-    if (!check.Tensor(out_name.c_str(), partial_out[n], {TANDEM_DTYPE_F32}, {rank}) ||
-        !check.SameDevice(out_name.c_str(), *partial_out[n], "out", out)) {
-      return invalid;
-    }
-    for (int d = 0; d < rank; ++d) {
-      if (!check.Dimension(out_name.c_str(), *partial_out[n], d, out.shape[d], "that of out"))
-        return invalid;
-    }
-    if (!check_lse(lse_name, partial_lse[n])) return invalid;
-    for (const tandem_tensor* input : {partial_out[n], partial_lse[n]}) {
-      const char* name = input == partial_out[n] ? out_name.c_str() : lse_name.c_str();
-      if (!check.Disjoint("out", out, name, *input)) return invalid;
-      if (outputs->lse != nullptr && !check.Disjoint("lse", *outputs->lse, name, *input))
-        return invalid;
-    }
-  }
-  if (core::ElementCount(out) == 0) return TANDEM_STATUS_OK;
+class Merger {
+ public:
+  Merger(tandem_layout layout, int32_t count, const tandem_tensor* const* partial_out,
+         const tandem_tensor* const* partial_lse)
+      : layout_(layout),
+        rank_(layout == TANDEM_LAYOUT_THD ? 3 : 4),
+        count_(count),
+        partial_out_(partial_out),
+        partial_lse_(partial_lse),
+        check_(&LastError()) {}
 
-  const int64_t width = out.shape[rank - 1];
-  std::vector<float> row(static_cast<size_t>(width));
-  int64_t extent[3] = {1, 1, 1};
-  for (int d = 0; d < lse_rank; ++d) extent[d] = out.shape[axis[d]];
-  int64_t at[3];
-  auto out_offset = [&](const tandem_tensor& t) {
-    int64_t offset = 0;
-    for (int d = 0; d < lse_rank; ++d) offset += at[d] * t.strides[axis[d]];
-    return offset;
-  };
-  auto lse_offset = [&](const tandem_tensor& t) {
-    int64_t offset = 0;
-    for (int d = 0; d < lse_rank; ++d) offset += at[d] * t.strides[d];
-    return offset;
-  };
-  for (at[0] = 0; at[0] < extent[0]; ++at[0]) {
-    for (at[1] = 0; at[1] < extent[1]; ++at[1]) {
-      for (at[2] = 0; at[2] < extent[2]; ++at[2]) {
-        float lse = core::NegativeInfinity();
-        for (int32_t n = 0; n < count; ++n) {
-          const float* values =
-              static_cast<const float*>(partial_out[n]->data) + out_offset(*partial_out[n]);
-          const float partial =
-              static_cast<const float*>(partial_lse[n]->data)[lse_offset(*partial_lse[n])];
-          const core::MergeWeights weights = core::MergePartials(lse, partial);
-          for (int64_t d = 0; d < width; ++d) {
-            row[d] =
-                core::MergeValue(weights, row[d], values[d * partial_out[n]->strides[rank - 1]]);
-          }
-          lse = weights.lse;
-        }
-        const int64_t offset = out_offset(out);
-        for (int64_t d = 0; d < width; ++d) {
-          core::StoreFloat(out.data, static_cast<core::DType>(out.dtype),
-                           offset + d * out.strides[rank - 1], row[d]);
-        }
-        if (outputs->lse != nullptr) {
-          static_cast<float*>(outputs->lse->data)[lse_offset(*outputs->lse)] = lse;
-        }
+  bool Check(const tandem_outputs* outputs) {
+    if (layout_ < TANDEM_LAYOUT_BHSD || layout_ > TANDEM_LAYOUT_THD) {
+      return check_.Fail("layout is %d, must be TANDEM_LAYOUT_BHSD (1), BSHD (2) or THD (3)",
+                         layout_);
+    }
+    if (count_ < 1) return check_.Fail("count is %d, must be at least 1", count_);
+    if (partial_out_ == nullptr || partial_lse_ == nullptr) {
+      return check_.Fail("%s is null, must point to %d tensors",
+                         partial_out_ == nullptr ? "partial_out" : "partial_lse", count_);
+    }
+    if (outputs == nullptr || outputs->struct_size != sizeof(tandem_outputs)) {
+      return check_.Fail("outputs is %s, must point to a tandem_outputs (TANDEM_OUTPUTS_INIT)",
+                         outputs == nullptr ? "null" : "of another size");
+    }
+    if (!check_.Tensor("out", outputs->out, {TANDEM_DTYPE_F32, TANDEM_DTYPE_F16, TANDEM_DTYPE_BF16},
+                       {rank_}) ||
+        !check_.Writable("out", *outputs->out)) {
+      return false;
+    }
+    out_ = outputs->out;
+    // The dimensions of out in the order of the LSE's: batch (but packed), head, row.
+    if (layout_ == TANDEM_LAYOUT_BSHD) axis_[1] = 2, axis_[2] = 1;
+    if (layout_ == TANDEM_LAYOUT_THD) axis_[0] = 1, axis_[1] = 0;
+    lse_ = outputs->lse;
+    if (lse_ != nullptr && (!CheckLse("lse", lse_) || !check_.Writable("lse", *lse_) ||
+                            !check_.Disjoint("lse", *lse_, "out", *out_))) {
+      return false;
+    }
+    for (int32_t n = 0; n < count_; ++n) {
+      if (!CheckPartial(n)) return false;
+    }
+    return true;
+  }
+
+  void Run() {
+    if (core::ElementCount(*out_) == 0) return;
+    int64_t extent[3] = {1, 1, 1};
+    for (int d = 0; d < rank_ - 1; ++d) extent[d] = out_->shape[axis_[d]];
+    std::vector<float> row(static_cast<size_t>(out_->shape[rank_ - 1]));
+    int64_t at[3];
+    for (at[0] = 0; at[0] < extent[0]; ++at[0]) {
+      for (at[1] = 0; at[1] < extent[1]; ++at[1]) {
+        for (at[2] = 0; at[2] < extent[2]; ++at[2]) MergeRow(at, &row);
       }
     }
   }
-  return TANDEM_STATUS_OK;
-}
+
+  const tandem_tensor& out() const { return *out_; }
+
+ private:
+  bool CheckLse(const char* name, const tandem_tensor* lse) {
+    if (!check_.Tensor(name, lse, {TANDEM_DTYPE_F32}, {rank_ - 1})) return false;
+    for (int d = 0; d < rank_ - 1; ++d) {
+      if (!check_.Dimension(name, *lse, d, out_->shape[axis_[d]], "that of out")) return false;
+    }
+    return check_.SameDevice(name, *lse, "out", *out_);
+  }
+
+  bool CheckPartial(int32_t n) {
+    core::Text out_name, lse_name;
+    core::Format(&out_name, "partial_out[%d]", n);
+    core::Format(&lse_name, "partial_lse[%d]", n);
+    const tandem_tensor* partial = partial_out_[n];
+    if (!check_.Tensor(out_name.data, partial, {TANDEM_DTYPE_F32}, {rank_}) ||
+        !check_.SameDevice(out_name.data, *partial, "out", *out_)) {
+      return false;
+    }
+    for (int d = 0; d < rank_; ++d) {
+      if (!check_.Dimension(out_name.data, *partial, d, out_->shape[d], "that of out"))
+        return false;
+    }
+    return CheckLse(lse_name.data, partial_lse_[n]) &&
+           check_.Disjoint("out", *out_, out_name.data, *partial) &&
+           check_.Disjoint("out", *out_, lse_name.data, *partial_lse_[n]) &&
+           (lse_ == nullptr || (check_.Disjoint("lse", *lse_, out_name.data, *partial) &&
+                                check_.Disjoint("lse", *lse_, lse_name.data, *partial_lse_[n])));
+  }
+
+  int64_t OutOffset(const tandem_tensor& t, const int64_t* at) const {
+    int64_t offset = 0;
+    for (int d = 0; d < rank_ - 1; ++d) offset += at[d] * t.strides[axis_[d]];
+    return offset;
+  }
+  int64_t LseOffset(const tandem_tensor& t, const int64_t* at) const {
+    int64_t offset = 0;
+    for (int d = 0; d < rank_ - 1; ++d) offset += at[d] * t.strides[d];
+    return offset;
+  }
+
+  void MergeRow(const int64_t* at, std::vector<float>* row) {
+    float lse = core::NegativeInfinity();
+    row->assign(row->size(), 0.0f);
+    for (int32_t n = 0; n < count_; ++n) {
+      const tandem_tensor& partial = *partial_out_[n];
+      const float* values = static_cast<const float*>(partial.data) + OutOffset(partial, at);
+      const core::MergeWeights weights = core::MergePartials(
+          lse, static_cast<const float*>(partial_lse_[n]->data)[LseOffset(*partial_lse_[n], at)]);
+      for (size_t d = 0; d < row->size(); ++d) {
+        const float value = values[static_cast<int64_t>(d) * partial.strides[rank_ - 1]];
+        (*row)[d] = core::MergeValue(weights, (*row)[d], value);
+      }
+      lse = weights.lse;
+    }
+    const int64_t offset = OutOffset(*out_, at);
+    for (size_t d = 0; d < row->size(); ++d) {
+      core::StoreFloat(out_->data, static_cast<core::DType>(out_->dtype),
+                       offset + static_cast<int64_t>(d) * out_->strides[rank_ - 1], (*row)[d]);
+    }
+    if (lse_ != nullptr) static_cast<float*>(lse_->data)[LseOffset(*lse_, at)] = lse;
+  }
+
+  tandem_layout layout_;
+  int rank_;
+  int32_t count_;
+  const tandem_tensor* const* partial_out_;
+  const tandem_tensor* const* partial_lse_;
+  core::Checker check_;
+  const tandem_tensor* out_ = nullptr;
+  const tandem_tensor* lse_ = nullptr;
+  int axis_[3] = {0, 1, 2};
+};
 
 }  // namespace
 }  // namespace tandem::dispatch
@@ -126,11 +148,18 @@ extern "C" tandem_status tandem_merge(tandem_layout layout, int32_t count,
                                       const tandem_tensor* const* partial_out,
                                       const tandem_tensor* const* partial_lse,
                                       const tandem_outputs* outputs, void* stream) {
+  using tandem::dispatch::Fail;
   return tandem::dispatch::Guard([&]() -> tandem_status {
-    if (stream != nullptr) {
-      return tandem::dispatch::Fail(TANDEM_STATUS_INVALID_ARGUMENT,
-                                    "stream is %p, must be null for CPU tensors", stream);
+    tandem::dispatch::Merger merger(layout, count, partial_out, partial_lse);
+    if (!merger.Check(outputs)) return TANDEM_STATUS_INVALID_ARGUMENT;
+    if (merger.out().device_type != TANDEM_DEVICE_CPU) {
+      return Fail(TANDEM_STATUS_UNSUPPORTED, "out is on CUDA; tandem_merge serves CPU tensors");
     }
-    return tandem::dispatch::Merge(layout, count, partial_out, partial_lse, outputs);
+    if (stream != nullptr) {
+      return Fail(TANDEM_STATUS_INVALID_ARGUMENT, "stream is %p, must be null for CPU tensors",
+                  stream);
+    }
+    merger.Run();
+    return TANDEM_STATUS_OK;
   });
 }

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cstdarg>
-#include <vector>
 
 namespace tandem::core {
 namespace {
@@ -144,7 +143,8 @@ bool Checker::Writable(const char* name, const tandem_tensor& tensor) {
     order[place] = d;
   }
   int64_t reach = 0;
-  for (int d : order) {
+  for (int k = 0; k < count; ++k) {
+    const int d = order[k];
     if (stride(d) <= reach) {
       return Fail("%s: strides[%d] is %lld, must not let two elements of shape %s share an address",
                   name, d, static_cast<long long>(tensor.strides[d]), ShapeString(tensor).c_str());

@@ -5,6 +5,9 @@
 
 #include "backend_cpu/features.h"
 #include "backend_cpu/mask_scan.h"
+#if defined(TANDEM_HAS_ONEDNN)
+#include "backend_cpu/onednn/onednn_kernel.h"
+#endif
 #include "backend_cpu/parallel.h"
 #include "backend_cpu/reference.h"
 
@@ -14,8 +17,10 @@ namespace {
 using core::KernelRecord;
 
 constexpr KernelRecord kKernels[] = {
-    {"reference.cpu", 0, "any x86-64 processor", ReferenceDecline, ReferenceWorkspace,
-     ReferenceRun},
+#if defined(TANDEM_HAS_ONEDNN)
+    {"onednn.cpu", 0, "x86-64", OnednnDecline, OnednnWorkspace, OnednnRun},
+#endif
+    {"reference.cpu", 0, "x86-64", ReferenceDecline, ReferenceWorkspace, ReferenceRun},
 };
 
 int32_t DeviceCount(core::Text*) { return 1; }

@@ -33,8 +33,7 @@ TANDEM_HD bool FlashDecline(core::DType dtype, const core::Problem& problem, cor
   }
   if (problem.qk_dim < 1 || problem.qk_dim > kFlashMaxHeadDim || problem.v_dim < 1 ||
       problem.v_dim > kFlashMaxHeadDim) {
-    core::Format(reason,
-                 "head dims are 1 to %lld, and that of q and k is %lld, that of v is %lld",
+    core::Format(reason, "head dims are 1 to %lld, and that of q and k is %lld, that of v is %lld",
                  static_cast<long long>(kFlashMaxHeadDim), static_cast<long long>(problem.qk_dim),
                  static_cast<long long>(problem.v_dim));
     return true;
@@ -42,7 +41,7 @@ TANDEM_HD bool FlashDecline(core::DType dtype, const core::Problem& problem, cor
   return false;
 }
 
-// Bytes of workspace; no data is read. 
+// Bytes of workspace; no data is read.
 int64_t FlashWorkspaceAvx2(const core::Problem& problem);
 int64_t FlashWorkspaceAvx512(const core::Problem& problem);
 

@@ -61,7 +61,7 @@ TANDEM_ISA_INLINE void PackKeyTile(const core::Problem& p, const core::Sequence&
   }
   const int64_t whole = p.qk_dim - p.qk_dim % 8;
   for (int64_t j = 0; j < core::kTile; j += 8) {
-    float* to = tile + (j / kPanelWidth<Arch>)*kPanelWidth<Arch>* p.qk_dim + j % kPanelWidth<Arch>;
+    float* to = tile + (j / kPanelWidth<Arch>)*kPanelWidth<Arch> * p.qk_dim + j % kPanelWidth<Arch>;
     const float* from = scratch + j * stride;
     if (j >= rows) {
       for (int64_t d = 0; d < p.qk_dim; ++d) {

@@ -91,13 +91,12 @@ TANDEM_ISA_INLINE Vector<Avx512> PowerOfTwo(Vector<Avx512> biased) {
 }
 
 TANDEM_ISA_INLINE float Sum(Vector<Avx512> x) {
-  return Sum(Vector<Avx2>(
-      _mm256_add_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1))));
+  return Sum(Vector<Avx2>(_mm256_add_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1))));
 }
 
 TANDEM_ISA_INLINE float Largest(Vector<Avx512> x) {
-  return Largest(Vector<Avx2>(
-      _mm256_max_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1))));
+  return Largest(
+      Vector<Avx2>(_mm256_max_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1))));
 }
 
 TANDEM_ISA_INLINE Vector<Avx512> LoadF16(const uint16_t* p, Avx512) {

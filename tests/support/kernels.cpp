@@ -1,0 +1,91 @@
+#include "tests/support/kernels.h"
+
+#include <algorithm>
+#include <cctype>
+#include <cstdlib>
+#include <sstream>
+
+namespace tandem::test {
+namespace {
+
+bool Contains(const std::string& text, const std::string& part) {
+  return text.find(part) != std::string::npos;
+}
+
+// The element type in a kernel's name; UNSET: any.
+tandem_dtype NamedType(const std::string& name) {
+  if (name.ends_with(".f32")) return TANDEM_DTYPE_F32;
+  if (name.ends_with(".f16")) return TANDEM_DTYPE_F16;
+  if (name.ends_with(".bf16")) return TANDEM_DTYPE_BF16;
+  return TANDEM_DTYPE_UNSET;
+}
+
+}  // namespace
+
+std::ostream& operator<<(std::ostream& stream, const Kernel& kernel) {
+  return stream << kernel.name;
+}
+
+std::vector<Kernel> RegisteredKernels() {
+  std::vector<Kernel> kernels;
+  for (int32_t n = 0; n < tandem_kernel_count(); ++n) {
+    const char* reason = tandem_kernel_unavailable_reason(n);
+    kernels.push_back(
+        {tandem_kernel_name(n), tandem_kernel_device(n), reason == nullptr ? "" : reason});
+  }
+  return kernels;
+}
+
+std::vector<Kernel> AvailableKernels() {
+  std::vector<Kernel> kernels = RegisteredKernels();
+  std::erase_if(kernels, [](const Kernel& kernel) { return !kernel.Available(); });
+  return kernels;
+}
+
+std::string TestName(const std::string& text) {
+  std::string name = text;
+  for (char& c : name) {
+    if (!std::isalnum(static_cast<unsigned char>(c))) c = '_';
+  }
+  return name;
+}
+
+tandem_status RunKernel(const Kernel& kernel, const Case& problem, const RunSettings& settings) {
+  tandem_options options = TANDEM_OPTIONS_INIT;
+  options.device_type = kernel.device;
+  options.kernel = kernel.name.c_str();
+  options.threads = settings.threads;
+  options.executor = settings.executor;
+  return tandem_attention(&problem.problem(), &problem.outputs(), &options);
+}
+
+oracle::Arithmetic ArithmeticOf(const Kernel& kernel, const CaseSpec& spec) {
+  return oracle::ArithmeticFor(spec.dtype, kernel.device == TANDEM_DEVICE_CUDA);
+}
+
+bool MustAccept(const Kernel& kernel, const CaseSpec& spec) {
+  const tandem_dtype named = NamedType(kernel.name);
+  if (named != TANDEM_DTYPE_UNSET && named != spec.dtype) return false;
+  const int64_t widest = std::max(spec.qk_dim, spec.v_dim);
+  if (kernel.name == "reference.cpu") return true;
+  if (kernel.name.starts_with("flash_cpu.")) return widest <= 512;
+  if (kernel.name.starts_with("efficient_cuda.")) return widest <= 256;
+  return false;
+}
+
+bool IsRequired(const std::string& hardware) {
+  const char* list = std::getenv("TANDEM_REQUIRE");
+  std::stringstream stream(list == nullptr ? "" : list);
+  for (std::string item; std::getline(stream, item, ',');) {
+    if (item == hardware) return true;
+  }
+  return false;
+}
+
+bool IsRequired(const Kernel& kernel) {
+  return (kernel.device == TANDEM_DEVICE_CUDA && IsRequired("cuda")) ||
+         (Contains(kernel.name, "avx512") && IsRequired("avx512")) ||
+         (Contains(kernel.name, "avx2") && IsRequired("avx2"));
+}
+
+}  // namespace tandem::test

@@ -1,0 +1,54 @@
+// The registered kernels, and how a test runs one of them on a case.
+#ifndef TANDEM_TESTS_SUPPORT_KERNELS_H_
+#define TANDEM_TESTS_SUPPORT_KERNELS_H_
+
+#include <ostream>
+#include <string>
+#include <vector>
+
+#include "oracle/bounds.h"
+#include "tandem/tandem.h"
+#include "tests/support/case.h"
+
+namespace tandem::test {
+
+struct Kernel {
+  std::string name;
+  tandem_device_type device = TANDEM_DEVICE_CPU;
+  std::string unavailable;  // empty: this machine can run it
+
+  bool Available() const { return unavailable.empty(); }
+};
+std::ostream& operator<<(std::ostream& stream, const Kernel& kernel);
+
+std::vector<Kernel> RegisteredKernels();
+// Those that this machine can run.
+std::vector<Kernel> AvailableKernels();
+
+// "flash_cpu.avx2" -> "flash_cpu_avx2": what a test's name may hold.
+std::string TestName(const std::string& text);
+
+struct RunSettings {
+  int32_t threads = 0;
+  const tandem_executor* executor = nullptr;
+};
+// One call of tandem_attention by this kernel on its device; host tensors are staged for CUDA.
+tandem_status RunKernel(const Kernel& kernel, const Case& problem,
+                        const RunSettings& settings = {});
+
+// How its error is bounded.
+oracle::Arithmetic ArithmeticOf(const Kernel& kernel, const CaseSpec& spec);
+
+// Whether a kernel may not decline a case of this kind. What it declines beyond that is counted,
+// but is no failure; without this list a kernel that declines everything would pass every test.
+bool MustAccept(const Kernel& kernel, const CaseSpec& spec);
+
+// TANDEM_REQUIRE holds a comma-separated list of hardware whose absence is a failure: cuda, avx2,
+// avx512.
+bool IsRequired(const std::string& hardware);
+// Whether TANDEM_REQUIRE asks for the hardware that this kernel lacks.
+bool IsRequired(const Kernel& kernel);
+
+}  // namespace tandem::test
+
+#endif  // TANDEM_TESTS_SUPPORT_KERNELS_H_

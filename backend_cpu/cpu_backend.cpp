@@ -4,6 +4,7 @@
 #include <iterator>
 
 #include "backend_cpu/features.h"
+#include "backend_cpu/flash/flash.h"
 #include "backend_cpu/mask_scan.h"
 #if defined(TANDEM_HAS_ONEDNN)
 #include "backend_cpu/onednn/onednn_kernel.h"
@@ -16,7 +17,35 @@ namespace {
 
 using core::KernelRecord;
 
+template <core::DType kType>
+bool DeclineFlash(const core::Problem& problem, core::Text* reason) {
+  return FlashDecline(kType, problem, reason);
+}
+
+template <core::DType kType>
+constexpr KernelRecord FlashAvx512(const char* name) {
+  return {name,
+          kFeatureAvx512,
+          "AVX-512 F, BW, DQ, VL and CD",
+          DeclineFlash<kType>,
+          FlashWorkspaceAvx512,
+          FlashRunAvx512};
+}
+
+template <core::DType kType>
+constexpr KernelRecord FlashAvx2(const char* name) {
+  return {name,        kFeatureAvx2, "AVX2, FMA and F16C", DeclineFlash<kType>, FlashWorkspaceAvx2,
+          FlashRunAvx2};
+}
+
+// Best first. To add a kernel, add its line.
 constexpr KernelRecord kKernels[] = {
+    FlashAvx512<core::DType::kF32>("flash_cpu.avx512.f32"),
+    FlashAvx512<core::DType::kBF16>("flash_cpu.avx512.bf16"),
+    FlashAvx512<core::DType::kF16>("flash_cpu.avx512.f16"),
+    FlashAvx2<core::DType::kF32>("flash_cpu.avx2.f32"),
+    FlashAvx2<core::DType::kBF16>("flash_cpu.avx2.bf16"),
+    FlashAvx2<core::DType::kF16>("flash_cpu.avx2.f16"),
 #if defined(TANDEM_HAS_ONEDNN)
     {"onednn.cpu", 0, "x86-64", OnednnDecline, OnednnWorkspace, OnednnRun},
 #endif

@@ -21,9 +21,11 @@ expect() {  # expect <output> <command...>
 check() {  # check <prefix> <where to build>
   local prefix=$1 work=$2 pc
   mkdir -p "$work"
-  cmake -S "$source/examples/consumer" -B "$work/cmake" -DCMAKE_PREFIX_PATH="$prefix" \
-    -DCMAKE_BUILD_TYPE=Release >"$work/log" 2>&1 &&
-    cmake --build "$work/cmake" >>"$work/log" 2>&1 || { cat "$work/log" >&2; exit 1; }
+  if ! { cmake -S "$source/examples/consumer" -B "$work/cmake" -DCMAKE_PREFIX_PATH="$prefix" \
+    -DCMAKE_BUILD_TYPE=Release && cmake --build "$work/cmake"; } >"$work/log" 2>&1; then
+    cat "$work/log" >&2
+    exit 1
+  fi
   expect "0.2 0" "$work/cmake/attention_cpp"
   expect "0.2" "$work/cmake/attention_c"
 

@@ -31,6 +31,16 @@ tandem_status Guard(Body body) noexcept {
   }
 }
 
+// For queries that cannot fail but for want of memory: the fallback then.
+template <typename Result, typename Body>
+Result Quietly(Result fallback, Body body) noexcept {
+  try {
+    return body();
+  } catch (...) {
+    return fallback;
+  }
+}
+
 }  // namespace tandem::dispatch
 
 #endif  // TANDEM_DISPATCH_ERROR_H_

@@ -59,11 +59,6 @@ const std::vector<Kernel>& AllKernels() {
   return *kernels;
 }
 
-const Kernel* KernelAt(int32_t index) {
-  const std::vector<Kernel>& kernels = AllKernels();
-  return index >= 0 && index < static_cast<int32_t>(kernels.size()) ? &kernels[index] : nullptr;
-}
-
 }  // namespace
 
 const BackendState& StateOf(tandem_device_type type) {
@@ -97,21 +92,22 @@ const core::Backend* UsableBackend(tandem_device_type type, int32_t index, tande
 
 using tandem::dispatch::AllKernels;
 using tandem::dispatch::BackendState;
-using tandem::dispatch::Kernel;
-using tandem::dispatch::KernelAt;
+using tandem::dispatch::Quietly;
 using tandem::dispatch::StateOf;
 
 extern "C" {
 
 int32_t tandem_device_count(tandem_device_type type) {
   if (type != TANDEM_DEVICE_CPU && type != TANDEM_DEVICE_CUDA) return 0;
-  return static_cast<int32_t>(StateOf(type).devices.size());
+  return Quietly(0, [type] { return static_cast<int32_t>(StateOf(type).devices.size()); });
 }
 
 const char* tandem_device_unavailable_reason(tandem_device_type type) {
   if (type != TANDEM_DEVICE_CPU && type != TANDEM_DEVICE_CUDA) return "not a device type";
-  const BackendState& state = StateOf(type);
-  return state.devices.empty() ? state.unavailable.c_str() : nullptr;
+  return Quietly<const char*>("host memory is exhausted", [type]() -> const char* {
+    const BackendState& state = StateOf(type);
+    return state.devices.empty() ? state.unavailable.c_str() : nullptr;
+  });
 }
 
 const char* tandem_device_description(tandem_device_type type, int32_t index) {
@@ -119,22 +115,23 @@ const char* tandem_device_description(tandem_device_type type, int32_t index) {
   return StateOf(type).devices[index].description.data;
 }
 
-int32_t tandem_kernel_count(void) { return static_cast<int32_t>(AllKernels().size()); }
+int32_t tandem_kernel_count(void) {
+  return Quietly(0, [] { return static_cast<int32_t>(AllKernels().size()); });
+}
 
 const char* tandem_kernel_name(int32_t index) {
-  const Kernel* kernel = KernelAt(index);
-  return kernel == nullptr ? nullptr : kernel->record->name;
+  return index >= 0 && index < tandem_kernel_count() ? AllKernels()[index].record->name : nullptr;
 }
 
 tandem_device_type tandem_kernel_device(int32_t index) {
-  const Kernel* kernel = KernelAt(index);
-  return kernel == nullptr ? TANDEM_DEVICE_UNSET : kernel->device_type;
+  if (index < 0 || index >= tandem_kernel_count()) return TANDEM_DEVICE_UNSET;
+  return AllKernels()[index].device_type;
 }
 
 const char* tandem_kernel_unavailable_reason(int32_t index) {
-  const Kernel* kernel = KernelAt(index);
-  if (kernel == nullptr) return "there is no such kernel";
-  return kernel->unavailable.empty() ? nullptr : kernel->unavailable.c_str();
+  if (index < 0 || index >= tandem_kernel_count()) return "there is no such kernel";
+  const std::string& reason = AllKernels()[index].unavailable;
+  return reason.empty() ? nullptr : reason.c_str();
 }
 
 }  // extern "C"

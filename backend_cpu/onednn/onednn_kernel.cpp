@@ -1,7 +1,9 @@
 #include "backend_cpu/onednn/onednn_kernel.h"
 
 #include <atomic>
+#include <cstdlib>
 #include <cstring>
+#include <memory>
 #include <mutex>
 #include <new>
 
@@ -241,7 +243,9 @@ void Run::Start(Failure* failure) {
   // All scratch before anything is written, so that running out of memory leaves outputs alone.
   const int64_t worker_bytes =
       RoundUp<int64_t>(LargestBlockBytes(p_) + products_.scratch_bytes(), 64);
-  char* scratch = static_cast<char*>(WorkerScratch(workers * worker_bytes));
+  const std::unique_ptr<char, decltype(&std::free)> scratch(
+      static_cast<char*>(std::aligned_alloc(64, static_cast<size_t>(workers * worker_bytes))),
+      &std::free);
   if (scratch == nullptr) throw std::bad_alloc();
 
   for (int64_t first = 0; first < pairs && !failure->happened(); first += layout_.pairs) {
@@ -250,7 +254,7 @@ void Run::Start(Failure* failure) {
     ParallelForEach(context_, count * ConvertTasksPerPair(), convert);
     auto compute = [&](int64_t index, int worker) {
       if (failure->happened()) return;
-      failure->Guard([&] { ComputeTask(first, index, scratch + worker * worker_bytes); });
+      failure->Guard([&] { ComputeTask(first, index, scratch.get() + worker * worker_bytes); });
     };
     ParallelForEach(context_, count * compute_tasks_per_pair, compute);
   }

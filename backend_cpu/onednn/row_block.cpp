@@ -21,6 +21,27 @@ constexpr int64_t kWordsPerChunk = kMaxKeys / kKeyStep;
 
 int FirstBit(uint64_t word) { return __builtin_ctzll(word); }
 
+// Scales kKeyStep scores; the maximum of them and m, in interleaved parts that need not wait for
+// each other.
+float ScaleAll(float* scores, float scale, float m) {
+  float parts[8];
+  for (float& part : parts) part = m;
+  for (int t = 0; t < kKeyStep; ++t) {
+    scores[t] *= scale;
+    parts[t % 8] = core::MaxKeepNan(parts[t % 8], scores[t]);
+  }
+  for (const float part : parts) m = core::MaxKeepNan(m, part);
+  return m;
+}
+
+// Replaces kKeyStep scores by exp(s - reference); their sum.
+double ExponentiateAll(float* scores, float reference) {
+  for (int t = 0; t < kKeyStep; ++t) scores[t] = std::exp(scores[t] - reference);
+  double sums[4] = {};
+  for (int t = 0; t < kKeyStep; ++t) sums[t % 4] += double{scores[t]};
+  return (sums[0] + sums[1]) + (sums[2] + sums[3]);
+}
+
 }  // namespace
 
 BlockSizes SizesOfBlock(const Problem& problem, int64_t keys) {
@@ -74,12 +95,17 @@ void RowBlock::LoadQueries() {
 void RowBlock::FinishScores(int64_t row, float* m) {
   const int64_t i = s_.q_offset + begin_ + row;
   const float slope = p_.alibi_slopes != nullptr ? core::AlibiSlope(p_, s_, head_) : 0.0f;
+  const bool is_plain = p_.softcap <= 0.0f && p_.bias.data == nullptr && p_.alibi_slopes == nullptr;
   const int64_t d =
       p_.alibi_slopes != nullptr ? i + core::DiagonalOffset(p_.alibi_alignment, s_) : 0;
   for (int64_t w = chunk_begin_ * kWordsPerChunk; w < Min(chunk_end_ * kWordsPerChunk, word_count_);
        ++w) {
     uint64_t* word = Words(row) + w;
     float* scores = ChunkScores(w / kWordsPerChunk, row) + w % kWordsPerChunk * kKeyStep;
+    if (is_plain && *word == ~uint64_t{0}) {
+      *m = ScaleAll(scores, p_.scale, *m);
+      continue;
+    }
     for (uint64_t rest = *word; rest != 0; rest &= rest - 1) {
       const int t = FirstBit(rest);
       const int64_t j = s_.kv_offset + w * kKeyStep + t;
@@ -112,11 +138,11 @@ double RowBlock::Weigh(int64_t row, float m) {
        ++w) {
     uint64_t* word = Words(row) + w;
     float* scores = ChunkScores(w / kWordsPerChunk, row) + w % kWordsPerChunk * kKeyStep;
-    for (int t = 0; t < kKeyStep; ++t) {
-      const bool is_visible = (*word >> t) & 1u;
-      scores[t] = is_visible ? std::exp(scores[t] - reference) : 0.0f;
-      sum += double{scores[t]};
+    // exp(-inf - m) is exactly 0, unless the row is NaN altogether.
+    for (uint64_t hidden = ~*word; hidden != 0; hidden &= hidden - 1) {
+      scores[FirstBit(hidden)] = core::NegativeInfinity();
     }
+    sum += ExponentiateAll(scores, reference);
     if (!p_.dropout.enabled) continue;
     for (uint64_t rest = *word; rest != 0; rest &= rest - 1) {
       const int t = FirstBit(rest);

@@ -26,6 +26,23 @@ bool HasName(const core::Backend* backend, const char* name) {
   return false;
 }
 
+// A message has room for few reasons: where one kernel was asked for, that one's.
+tandem_status NothingServes(const Selection& selection, const core::Backend& backend,
+                            const char* wanted) {
+  for (const Verdict& verdict : selection.verdicts) {
+    if (wanted != nullptr && std::strcmp(verdict.kernel->name, wanted) == 0) {
+      return Fail(TANDEM_STATUS_UNSUPPORTED, "kernel %s cannot serve the problem: %s", wanted,
+                  verdict.reason.c_str());
+    }
+  }
+  if (wanted != nullptr) {
+    return Fail(TANDEM_STATUS_UNSUPPORTED,
+                "kernel %s is not one of %s, where the problem is to run", wanted, backend.name);
+  }
+  return Fail(TANDEM_STATUS_UNSUPPORTED, "no kernel serves the problem on %s: %s", backend.name,
+              JoinReasons(selection).c_str());
+}
+
 }  // namespace
 
 tandem_status ReadOptions(const tandem_options* options, tandem_options* result) {
@@ -103,10 +120,7 @@ tandem_status MakePlan(const core::Problem& problem, const tandem_options& optio
   const core::Backend* backend = UsableBackend(problem.device_type, problem.device_index, &status);
   if (backend == nullptr) return status;
   const Selection selection = SelectOn(*backend, problem, options, problem.device_index);
-  if (selection.chosen < 0) {
-    return Fail(TANDEM_STATUS_UNSUPPORTED, "no kernel serves the problem on %s: %s", backend->name,
-                JoinReasons(selection).c_str());
-  }
+  if (selection.chosen < 0) return NothingServes(selection, *backend, options.kernel);
   plan->structure = StructureOf(problem);
   plan->backend = backend;
   plan->kernel = selection.verdicts[selection.chosen].kernel;

@@ -1,0 +1,259 @@
+// The plugin's one exported symbol: the backend "efficient_cuda" as a struct of functions.
+//
+// CUDA's errors are read from the return code of the very call that made them. The runtime is
+// linked statically, so its record of the last error is this plugin's own; it is cleared after a
+// failure of ours that leaves the context usable, and errors of the context itself stay for their
+// owner to see.
+#include <cuda_runtime_api.h>
+
+#include "backend_cuda/launch.h"
+#include "backend_cuda/policy.h"
+#include "core/backend.h"
+
+namespace tandem::cuda {
+namespace {
+
+using core::Context;
+using core::DType;
+using core::Format;
+using core::Problem;
+using core::Text;
+
+constexpr uint64_t kFeatureSm80 = 1;
+
+// Makes a device current for one call and the caller's device current again after it.
+class DeviceScope {
+ public:
+  explicit DeviceScope(int32_t index) {
+    error_ = cudaGetDevice(&previous_);
+    if (error_ == cudaSuccess && previous_ != index) {
+      error_ = cudaSetDevice(index);
+      is_changed_ = error_ == cudaSuccess;
+    }
+  }
+  ~DeviceScope() {
+    if (is_changed_) cudaSetDevice(previous_);
+  }
+  DeviceScope(const DeviceScope&) = delete;
+  DeviceScope& operator=(const DeviceScope&) = delete;
+
+  cudaError_t error() const { return error_; }
+
+ private:
+  cudaError_t error_;
+  int previous_ = 0;
+  bool is_changed_ = false;
+};
+
+// The status of a CUDA call; `action` completes "while ...".
+tandem_status StatusOf(cudaError_t error, const char* action, const Context& context) {
+  if (error == cudaSuccess) return TANDEM_STATUS_OK;
+  cudaGetLastError();
+  if (context.error != nullptr) {
+    Format(context.error, "CUDA device %d: %s (%s) while %s", context.device_index,
+           cudaGetErrorString(error), cudaGetErrorName(error), action);
+  }
+  return error == cudaErrorMemoryAllocation ? TANDEM_STATUS_OUT_OF_MEMORY
+                                            : TANDEM_STATUS_DEVICE_ERROR;
+}
+
+// Calls `call` on the context's device.
+template <typename Call>
+tandem_status OnDevice(const Context& context, const char* action, Call call) {
+  const DeviceScope scope(context.device_index);
+  if (scope.error() != cudaSuccess) return StatusOf(scope.error(), "selecting it", context);
+  return StatusOf(call(static_cast<cudaStream_t>(context.stream)), action, context);
+}
+
+// ---- devices ----
+
+// 10 * major + minor; 0 where it cannot be read.
+int ComputeCapability(int32_t index) {
+  int major = 0;
+  int minor = 0;
+  if (cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, index) != cudaSuccess ||
+      cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, index) != cudaSuccess) {
+    cudaGetLastError();
+    return 0;
+  }
+  return 10 * major + minor;
+}
+
+int32_t DeviceCount(Text* reason) {
+  const auto none = [&](auto... message) {
+    cudaGetLastError();
+    if (reason != nullptr) Format(reason, message...);
+    return 0;
+  };
+  int driver = 0;
+  if (cudaDriverGetVersion(&driver) != cudaSuccess || driver == 0) {
+    return none("no NVIDIA driver: libcuda.so.1 was not found or could not be loaded");
+  }
+  int count = 0;
+  const cudaError_t error = cudaGetDeviceCount(&count);
+  if (error == cudaErrorInsufficientDriver) {
+    return none("the NVIDIA driver is too old: it serves CUDA %d.%d, this build needs CUDA %d.%d",
+                driver / 1000, driver % 1000 / 10, CUDART_VERSION / 1000,
+                CUDART_VERSION % 1000 / 10);
+  }
+  if (error == cudaErrorNoDevice || (error == cudaSuccess && count == 0)) {
+    return none("the NVIDIA driver is there, but it shows no GPU");
+  }
+  if (error != cudaSuccess) {
+    return none("the NVIDIA driver does not start: %s (%s)", cudaGetErrorString(error),
+                cudaGetErrorName(error));
+  }
+  int newest = 0;
+  for (int32_t index = 0; index < count; ++index) {
+    newest = core::Max(newest, ComputeCapability(index));
+  }
+  if (newest < 80) {
+    return none("the newest GPU has compute capability %d.%d; 8.0 or newer is needed", newest / 10,
+                newest % 10);
+  }
+  return count;
+}
+
+tandem_status GetDeviceInfo(int32_t index, core::DeviceInfo* info, Text* error) {
+  cudaDeviceProp properties;
+  const cudaError_t result = cudaGetDeviceProperties(&properties, index);
+  if (result != cudaSuccess) {
+    Context context = {};
+    context.device_index = index;
+    context.error = error;
+    return StatusOf(result, "reading its properties", context);
+  }
+  *info = {};
+  info->features = properties.major >= 8 ? kFeatureSm80 : 0;
+  Format(&info->description, "%s, compute capability %d.%d, %d multiprocessors, %.0f GiB",
+         properties.name, properties.major, properties.minor, properties.multiProcessorCount,
+         static_cast<double>(properties.totalGlobalMem) / (1024.0 * 1024.0 * 1024.0));
+  return TANDEM_STATUS_OK;
+}
+
+// ---- kernels ----
+
+template <DType kDType>
+bool DeclineForward(const Problem& problem, Text* reason) {
+  if (problem.is_backward) {
+    Format(reason, "the backward pass is not built yet");
+  } else if (problem.dtype != kDType) {
+    Format(reason, "it serves %s, and q is %s", core::DTypeName(kDType),
+           core::DTypeName(problem.dtype));
+  } else if (problem.qk_dim > kMaxHeadDim || problem.v_dim > kMaxHeadDim) {
+    Format(reason, "it serves head dimensions up to %d, and these are %lld (q, k) and %lld (v)",
+           kMaxHeadDim, static_cast<long long>(problem.qk_dim),
+           static_cast<long long>(problem.v_dim));
+  } else if (problem.has_block_table) {
+    Format(reason, "paged keys and values are not built yet");
+  } else if (problem.has_kv_cache) {
+    Format(reason, "packed key and value caches are not built yet");
+  } else {
+    return false;
+  }
+  return true;
+}
+
+int64_t NoWorkspace(const Problem&) { return 0; }
+
+template <DType kDType>
+tandem_status RunForward(const Problem& problem, void*, const Context& context) {
+  return OnDevice(context, "launching the forward pass", [&](cudaStream_t stream) {
+    if (core::IsPacked(problem)) {
+      const cudaError_t error = LaunchFillGaps(problem, stream);
+      if (error != cudaSuccess) return error;
+    }
+    switch (HeadDimBucket(core::Max(problem.qk_dim, problem.v_dim))) {
+      case 32:
+        return LaunchForward<kDType, 32>(problem, stream);
+      case 64:
+        return LaunchForward<kDType, 64>(problem, stream);
+      case 128:
+        return LaunchForward<kDType, 128>(problem, stream);
+      default:
+        return LaunchForward<kDType, 256>(problem, stream);
+    }
+  });
+}
+
+constexpr const char* kRequirement = "a GPU of compute capability 8.0 or newer";
+
+constexpr core::KernelRecord kKernels[] = {
+    {"efficient_cuda.sm80.bf16", kFeatureSm80, kRequirement, DeclineForward<DType::kBF16>,
+     NoWorkspace, RunForward<DType::kBF16>},
+    {"efficient_cuda.sm80.f16", kFeatureSm80, kRequirement, DeclineForward<DType::kF16>,
+     NoWorkspace, RunForward<DType::kF16>},
+    {"efficient_cuda.sm80.f32", kFeatureSm80, kRequirement, DeclineForward<DType::kF32>,
+     NoWorkspace, RunForward<DType::kF32>},
+};
+
+tandem_status PrepareMask(const Problem& problem, const core::PreparationLayout& layout,
+                          void* buffer, const Context& context) {
+  return OnDevice(context, "launching the preparation of the mask", [&](cudaStream_t stream) {
+    return LaunchPrepareMask(problem, layout, buffer, stream);
+  });
+}
+
+tandem_status CopyArray(const core::ArrayCopy& copy, const Context& context) {
+  return OnDevice(context, "launching a strided copy",
+                  [&](cudaStream_t stream) { return LaunchCopyArray(copy, stream); });
+}
+
+// ---- memory ----
+
+tandem_status Allocate(int64_t size, void** memory, const Context& context) {
+  return OnDevice(context, "allocating memory", [&](cudaStream_t) {
+    return cudaMalloc(memory, static_cast<size_t>(core::Max<int64_t>(size, 1)));
+  });
+}
+
+void Release(void* memory, const Context& context) {
+  Context quiet = context;
+  quiet.error = nullptr;
+  OnDevice(quiet, "releasing memory", [&](cudaStream_t) { return cudaFree(memory); });
+}
+
+tandem_status CopyToDevice(void* device, const void* host, int64_t size, const Context& context) {
+  return OnDevice(context, "copying to it", [&](cudaStream_t stream) {
+    return cudaMemcpyAsync(device, host, static_cast<size_t>(size), cudaMemcpyHostToDevice, stream);
+  });
+}
+
+tandem_status CopyToHost(void* host, const void* device, int64_t size, const Context& context) {
+  return OnDevice(context, "copying from it", [&](cudaStream_t stream) {
+    return cudaMemcpyAsync(host, device, static_cast<size_t>(size), cudaMemcpyDeviceToHost, stream);
+  });
+}
+
+tandem_status Synchronize(const Context& context) {
+  return OnDevice(context, "waiting for it",
+                  [](cudaStream_t stream) { return cudaStreamSynchronize(stream); });
+}
+
+constexpr core::Backend kBackend = {
+    core::kBackendAbiVersion,
+    sizeof(core::Backend),
+    sizeof(Problem),
+    TANDEM_DEVICE_CUDA,
+    TANDEM_VERSION_STRING,
+    "efficient_cuda",
+    DeviceCount,
+    GetDeviceInfo,
+    kKernels,
+    sizeof(kKernels) / sizeof(kKernels[0]),
+    0,
+    PrepareMask,
+    CopyArray,
+    Allocate,
+    Release,
+    CopyToDevice,
+    CopyToHost,
+    Synchronize,
+};
+
+}  // namespace
+}  // namespace tandem::cuda
+
+extern "C" __attribute__((visibility("default"))) const tandem::core::Backend* tandem_backend_v1() {
+  return &tandem::cuda::kBackend;
+}

@@ -1,0 +1,191 @@
+// Staging of Q, K and V tiles in shared memory: any strides, any alignment, any head dimension,
+// zero-padded to the variant's own.
+//
+// A tile is rows of 16-byte chunks of 8 elements, chunks permuted within a row so that the eight
+// rows of a fragment load fall into different banks. f16 and bf16 are kept as they are. An f32
+// element x is kept in three bf16 planes x = high + middle + low: each rounds what is left of x to
+// nearest, so the three hold all 24 bits, and six of the nine products of two such numbers reach
+// f32's own accuracy (the three left out are below 2^-24 of the product).
+//
+// The split has limits. Below 2^-109 the low plane falls under bf16's smallest subnormal; above
+// 2^59 the products can overflow where the sum does not, and infinity - infinity would turn an
+// infinite score into NaN. Rows and keys with |x| >= 2^59 are flagged, and their scores computed by
+// plain f32 arithmetic (a tiny x loses at most 2^-134 * 2^59 then, far below f32's resolution of a
+// score near 1). Values outside the range are taken out of the tile, flagged, and added in plain
+// f32. What is flagged depends on that row or key alone, so no other row's bits change with it.
+#ifndef TANDEM_BACKEND_CUDA_TILE_STAGING_CUH_
+#define TANDEM_BACKEND_CUDA_TILE_STAGING_CUH_
+
+#include "backend_cuda/policy.h"
+#include "backend_cuda/tensor_core.cuh"
+#include "core/problem.h"
+
+namespace tandem::cuda {
+
+template <DType kDType>
+inline constexpr int64_t kElementBytes = kDType == DType::kF32 ? 4 : 2;
+// The type of the tensor-core products.
+template <DType kDType>
+inline constexpr DType kMathType = kDType == DType::kF16 ? DType::kF16 : DType::kBF16;
+
+template <DType kDType>
+__device__ __forceinline__ RowSource MakeRowSource(const core::Array4& array, int64_t offset,
+                                                   int64_t columns) {
+  constexpr int64_t kBytes = kElementBytes<kDType>;
+  RowSource source;
+  source.base = static_cast<const char*>(array.data) + offset * kBytes;
+  source.row_stride = array.row_stride;
+  source.column_stride = array.column_stride;
+  source.columns = static_cast<int32_t>(columns);
+  source.is_vector = (array.column_stride == 1 || columns == 1) &&
+                     reinterpret_cast<uintptr_t>(source.base) % 16 == 0 &&
+                     array.row_stride * kBytes % 16 == 0;
+  return source;
+}
+
+// Byte offset of a chunk in a plane of a tile.
+template <int kHeadDim>
+__device__ __forceinline__ int ChunkOffset(int row, int chunk) {
+  constexpr int kChunks = kHeadDim / 8;
+  const int swizzle = kChunks >= 8 ? row & 7 : (row >> 1) & 3;
+  return (row * kChunks + (chunk ^ swizzle)) * 16;
+}
+
+__device__ __forceinline__ void StoreChunk(char* shared, uint32_t a, uint32_t b, uint32_t c,
+                                           uint32_t d) {
+  *reinterpret_cast<uint4*>(shared) = make_uint4(a, b, c, d);
+}
+
+__device__ __forceinline__ void RaiseFlag(uint64_t* flags, int bit) {
+  atomicOr(reinterpret_cast<unsigned long long*>(flags), 1ull << bit);
+}
+
+// What a tile is for decides what is flagged.
+enum class TileUse { kScores, kValues };
+
+// Scores of f32 rows or keys with such an element are computed in plain f32.
+__device__ __forceinline__ bool OverflowsSplit(float x) {
+  return (core::FloatToBits(x) & 0x7fffffffu) >= 0x5d000000u;  // 2^59, infinity, NaN
+}
+
+// Elements of V that are multiplied apart from the tensor cores: in f16 and bf16 what is not
+// finite, in f32 also what does not split exactly.
+template <DType kDType>
+__device__ __forceinline__ bool IsExceptionalValue(float x) {
+  if constexpr (kDType != DType::kF32) return !core::IsFinite(x);
+  const uint32_t magnitude = core::FloatToBits(x) & 0x7fffffffu;
+  return magnitude >= 0x7f000000u || (magnitude != 0 && magnitude < 0x09000000u);
+}
+
+// Two floats as three registers of bf16 pairs, x = part[0] + part[1] + part[2].
+__device__ __forceinline__ void SplitPair(float x0, float x1, uint32_t (&part)[3]) {
+  part[0] = PackPair<DType::kBF16>(x0, x1);
+  x0 -= core::BitsToFloat(part[0] << 16);
+  x1 -= core::BitsToFloat(part[0] & 0xffff0000u);
+  part[1] = PackPair<DType::kBF16>(x0, x1);
+  x0 -= core::BitsToFloat(part[1] << 16);
+  x1 -= core::BitsToFloat(part[1] & 0xffff0000u);
+  part[2] = PackPair<DType::kBF16>(x0, x1);
+}
+
+template <TileUse kUse>
+__device__ __forceinline__ void SplitChunk(float (&x)[8], char* shared, int plane_bytes,
+                                           uint64_t* flags, int row) {
+  bool flagged = false;
+#pragma unroll
+  for (int e = 0; e < 8; ++e) {
+    if constexpr (kUse == TileUse::kScores) {
+      flagged = flagged || OverflowsSplit(x[e]);
+    } else if (IsExceptionalValue<DType::kF32>(x[e])) {
+      flagged = true;
+      x[e] = 0.0f;
+    }
+  }
+  if (flagged) RaiseFlag(flags, row);
+  uint32_t part[4][3];
+#pragma unroll
+  for (int pair = 0; pair < 4; ++pair) SplitPair(x[2 * pair], x[2 * pair + 1], part[pair]);
+#pragma unroll
+  for (int plane = 0; plane < 3; ++plane) {
+    StoreChunk(shared + plane * plane_bytes, part[0][plane], part[1][plane], part[2][plane],
+               part[3][plane]);
+  }
+}
+
+// Stages rows [first_row, first_row + kRows) of a source; rows at or beyond `rows` are zeros and
+// not read. f16 and bf16 may still be under way when this returns: commit and wait for the
+// asynchronous copies. The bits do not depend on how they are loaded.
+template <DType kDType, int kHeadDim, int kRows, int kThreads, TileUse kUse>
+__device__ __forceinline__ void StageTile(const RowSource& source, int64_t first_row, int64_t rows,
+                                          char* shared, uint64_t* flags) {
+  constexpr int kChunks = kHeadDim / 8;
+  constexpr int64_t kBytes = kElementBytes<kDType>;
+#pragma unroll 4
+  for (int c = threadIdx.x; c < kRows * kChunks; c += kThreads) {
+    const int row = c / kChunks;
+    const int column = c % kChunks * 8;
+    const int count = first_row + row < rows ? core::Clamp<int>(source.columns - column, 0, 8) : 0;
+    char* target = shared + ChunkOffset<kHeadDim>(row, column / 8);
+    const char* from =
+        source.base +
+        ((first_row + row) * source.row_stride + column * source.column_stride) * kBytes;
+    if constexpr (kDType == DType::kF32) {
+      float x[8];
+      if (source.is_vector && count == 8) {
+        const float4 low = reinterpret_cast<const float4*>(from)[0];
+        const float4 high = reinterpret_cast<const float4*>(from)[1];
+        x[0] = low.x, x[1] = low.y, x[2] = low.z, x[3] = low.w;
+        x[4] = high.x, x[5] = high.y, x[6] = high.z, x[7] = high.w;
+      } else {
+#pragma unroll
+        for (int e = 0; e < 8; ++e) {
+          x[e] = e < count ? reinterpret_cast<const float*>(from)[e * source.column_stride] : 0.0f;
+        }
+      }
+      SplitChunk<kUse>(x, target, kRows * kHeadDim * 2, flags, row);
+    } else if (source.is_vector) {
+      CopyAsync16(SharedAddress(target), count > 0 ? from : source.base, count * 2);
+    } else {
+      uint32_t x[8];
+#pragma unroll
+      for (int e = 0; e < 8; ++e) {
+        x[e] = e < count ? reinterpret_cast<const uint16_t*>(from)[e * source.column_stride] : 0u;
+      }
+      StoreChunk(target, x[0] | x[1] << 16, x[2] | x[3] << 16, x[4] | x[5] << 16,
+                 x[6] | x[7] << 16);
+    }
+  }
+}
+
+// Nonzero in the top bit of each half that is not finite.
+template <DType kDType>
+__device__ __forceinline__ uint32_t NonFiniteHalves(uint32_t pair) {
+  constexpr uint32_t kExponent = kDType == DType::kF16 ? 0x7c007c00u : 0x7f807f80u;
+  constexpr uint32_t kLowest = kDType == DType::kF16 ? 0x04000400u : 0x00800080u;
+  return ((pair & kExponent) + kLowest) & 0x80008000u;
+}
+
+// Takes the non-finite elements out of the f16 or bf16 V tile and flags their keys. Each thread
+// looks at the chunks that it staged itself, so its own copies must have arrived, no one else's.
+template <DType kDType, int kHeadDim, int kRows, int kThreads>
+__device__ __forceinline__ void TakeOutNonFinite(char* shared, uint64_t* flags) {
+  constexpr int kChunks = kHeadDim / 8;
+#pragma unroll 4
+  for (int c = threadIdx.x; c < kRows * kChunks; c += kThreads) {
+    const int row = c / kChunks;
+    uint4* chunk = reinterpret_cast<uint4*>(shared + ChunkOffset<kHeadDim>(row, c % kChunks));
+    const uint4 x = *chunk;
+    const uint32_t bad[4] = {NonFiniteHalves<kDType>(x.x), NonFiniteHalves<kDType>(x.y),
+                             NonFiniteHalves<kDType>(x.z), NonFiniteHalves<kDType>(x.w)};
+    if ((bad[0] | bad[1] | bad[2] | bad[3]) == 0) continue;
+    // 0x8000 becomes 0xffff.
+    const auto keep = [](uint32_t top_bits) { return ~((top_bits >> 15) * 0xffffu); };
+    *chunk =
+        make_uint4(x.x & keep(bad[0]), x.y & keep(bad[1]), x.z & keep(bad[2]), x.w & keep(bad[3]));
+    RaiseFlag(flags, row);
+  }
+}
+
+}  // namespace tandem::cuda
+
+#endif  // TANDEM_BACKEND_CUDA_TILE_STAGING_CUH_

@@ -22,12 +22,13 @@ double Lowest(tandem_dtype dtype) {
 }  // namespace
 
 Case::Case(const CaseSpec& spec) : spec_(spec), packed_(spec.layout == TANDEM_LAYOUT_THD) {
-  Random random(spec.seed);
   if (packed_) spec_.batch = static_cast<int64_t>(spec_.q_lens.size());
-  MakeSequences(random);
-  MakeTensors(random);
-  MakeTerms(random);
-  MakeBias(random);
+  extents_.placement = spec_.placement;
+  MakeSequences();
+  MakeTensors();
+  MakeTerms();
+  MakeBias();
+  Random random(Seed(7));
   problem_.layout = spec_.layout;
   problem_.has_scale = spec_.scale.has_value();
   problem_.scale = spec_.scale.value_or(0.0f);
@@ -55,7 +56,10 @@ Case::Case(const CaseSpec& spec) : spec_(spec), packed_(spec.layout == TANDEM_LA
   }
 }
 
-void Case::MakeSequences(Random& random) {
+uint64_t Case::Seed(uint64_t part) const { return spec_.seed * 64 + part; }
+
+void Case::MakeSequences() {
+  Random random(Seed(0));
   const bool lengths = Has(spec_, TANDEM_MASK_LENGTHS);
   extents_.packed = packed_;
   extents_.batch = spec_.batch;
@@ -106,7 +110,7 @@ void Case::MakeSequences(Random& random) {
   }
 }
 
-void Case::MakeTensors(Random& random) {
+void Case::MakeTensors() {
   const auto shape = [&](int64_t heads, int64_t rows, int64_t dim) -> Shape {
     if (packed_) return {rows, heads, dim};
     if (spec_.layout == TANDEM_LAYOUT_BSHD) return {spec_.batch, rows, heads, dim};
@@ -120,7 +124,11 @@ void Case::MakeTensors(Random& random) {
              place);
   out_.emplace(spec_.out_f32 ? TANDEM_DTYPE_F32 : spec_.dtype,
                shape(spec_.q_heads, spec_.q_rows, spec_.v_dim), spec_.out_strides, place);
-  for (Tensor* tensor : {&*q_, &*k_, &*v_}) tensor->FillNormal(random, spec_.magnitude);
+  uint64_t part = 1;
+  for (Tensor* tensor : {&*q_, &*k_, &*v_}) {
+    Random random(Seed(part++));
+    tensor->FillNormal(random, spec_.magnitude);
+  }
   problem_.q = q_->get();
   problem_.k = k_->get();
   problem_.v = v_->get();
@@ -135,9 +143,10 @@ void Case::MakeTensors(Random& random) {
   PrefillOutputs();
 }
 
-void Case::MakeTerms(Random& random) {
+void Case::MakeTerms() {
   if (packed_) terms_.push_back(MakePackedTerm(extents_, spec_.cu_dtype));
   for (const TermSpec& term : spec_.terms) {
+    Random random(Seed(16 + terms_.size()));
     terms_.push_back(term.kind == TANDEM_MASK_LENGTHS
                          ? MakeLengthsTerm(extents_, term.q_lengths, term.kv_lengths)
                          : MakeTerm(term, extents_, random));
@@ -147,7 +156,8 @@ void Case::MakeTerms(Random& random) {
   problem_.mask_terms = term_pointers_.data();
 }
 
-void Case::MakeBias(Random& random) {
+void Case::MakeBias() {
+  Random random(Seed(4));
   const BiasSpec& spec = spec_.bias;
   if (spec.dtype == TANDEM_DTYPE_UNSET) return;
   const Shape full = {spec.per_batch ? spec_.batch : 1, spec.per_head ? spec_.q_heads : 1,

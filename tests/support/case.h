@@ -95,6 +95,7 @@ class Case {
   std::optional<Tensor>& bias() { return bias_; }
   std::optional<Tensor>& sink() { return sink_; }
 
+  int64_t batch() const { return spec_.batch; }
   const SequenceRows& sequence(int64_t b) const { return sequences_[b]; }
   bool RowExists(int64_t b, int64_t i) const;
   // Local row i and key j of sequence b. Both definitions: the terms alone, and with a bias of
@@ -115,10 +116,12 @@ class Case {
   std::vector<uint8_t> OutputBytes() const;
 
  private:
-  void MakeSequences(Random& random);
-  void MakeTensors(Random& random);
-  void MakeTerms(Random& random);
-  void MakeBias(Random& random);
+  // Every part has random numbers of its own: batch 0 is the same whatever the batch.
+  uint64_t Seed(uint64_t part) const;
+  void MakeSequences();
+  void MakeTensors();
+  void MakeTerms();
+  void MakeBias();
   Pair PairOf(int64_t b, int64_t head, int64_t i, int64_t j) const;
   std::vector<int64_t> RowIndex(int64_t b, int64_t head, int64_t start, int64_t row,
                                 int64_t column) const;

@@ -22,8 +22,8 @@ class TestBand final : public Term {
     if (spec.widths_per_head) {
       const Shape shape = {Extent(spec.per_batch, extents.batch),
                            Extent(spec.per_head, extents.q_heads)};
-      left_.emplace(TANDEM_DTYPE_I32, shape);
-      right_.emplace(TANDEM_DTYPE_I32, shape);
+      left_.emplace(TANDEM_DTYPE_I32, shape, Strides{}, extents.placement);
+      right_.emplace(TANDEM_DTYPE_I32, shape, Strides{}, extents.placement);
       for (Tensor* tensor : {&*left_, &*right_}) {
         tensor->ForEach([&](std::span<const int64_t> index) {
           tensor->Set(index, random.Chance(0.25) ? -1 : random.Below(extents.kv_len / 2 + 2));
@@ -33,7 +33,8 @@ class TestBand final : public Term {
       term_.right_per_head = right_->get();
     }
     if (spec.prefix) {
-      prefix_.emplace(TANDEM_DTYPE_I32, Shape{Extent(spec.per_batch, extents.batch)});
+      prefix_.emplace(TANDEM_DTYPE_I32, Shape{Extent(spec.per_batch, extents.batch)}, Strides{},
+                      extents.placement);
       prefix_->ForEach([&](std::span<const int64_t> index) {
         prefix_->Set(index, random.Below(extents.kv_len + 1));
       });
@@ -65,7 +66,7 @@ class TestRowRanges final : public Term {
       : ranges_(TANDEM_DTYPE_I32,
                 {Extent(spec.per_batch, extents.batch), Extent(spec.per_head, extents.q_heads),
                  Extent(spec.per_row, extents.q_len), spec.ranges, 2},
-                spec.strides) {
+                spec.strides, extents.placement) {
     ranges_.ForEach([&](std::span<const int64_t> index) {
       if (index[4] != 0) return;
       std::vector<int64_t> at(index.begin(), index.end());
@@ -139,10 +140,12 @@ class TestSegments final : public Term {
   TestSegments(const TermSpec& spec, const Extents& extents, Random& random)
       : packed_(extents.packed),
         q_(TANDEM_DTYPE_I32, packed_ ? Shape{extents.q_total}
-                                     : Shape{Extent(spec.per_batch, extents.batch), extents.q_len}),
+                                     : Shape{Extent(spec.per_batch, extents.batch), extents.q_len}, Strides{},
+           extents.placement),
         kv_(TANDEM_DTYPE_I32, packed_
                                   ? Shape{extents.kv_total}
-                                  : Shape{Extent(spec.per_batch, extents.batch), extents.kv_len}) {
+                                  : Shape{Extent(spec.per_batch, extents.batch), extents.kv_len}, Strides{},
+            extents.placement) {
     Fill(spec, q_, random);
     Fill(spec, kv_, random);
     term_.q_segments = q_.get();
@@ -178,7 +181,7 @@ class TestSegments final : public Term {
 class TestDense final : public Term {
  public:
   TestDense(const TermSpec& spec, const Extents& extents, Random& random)
-      : mask_(spec.dtype, ShapeOf(spec, extents), spec.strides) {
+      : mask_(spec.dtype, ShapeOf(spec, extents), spec.strides, extents.placement) {
     const uint64_t tile_seed = random.Next();
     if (spec.offsets) {
       int64_t offset = 3;  // not on a byte's border
@@ -249,8 +252,8 @@ class TestBlockSparse final : public Term {
     const Shape counts = {Extent(spec.per_batch, extents.batch),
                           Extent(spec.per_head, extents.q_heads), q_blocks};
     const Shape indices = {counts[0], counts[1], q_blocks, kv_blocks};
-    AddLists(counts, indices, kv_blocks, random);
-    if (spec.full_lists) AddLists(counts, indices, kv_blocks, random);
+    AddLists(counts, indices, kv_blocks, extents.placement, random);
+    if (spec.full_lists) AddLists(counts, indices, kv_blocks, extents.placement, random);
     term_.counts = lists_[0].get();
     term_.indices = lists_[1].get();
     if (spec.full_lists) {
@@ -271,13 +274,14 @@ class TestBlockSparse final : public Term {
   const tandem_mask_term* get() const override { return &term_.head; }
 
  private:
-  void AddLists(const Shape& counts, const Shape& indices, int64_t kv_blocks, Random& random) {
-    Tensor& count = lists_.emplace_back(TANDEM_DTYPE_I32, counts);
+  void AddLists(const Shape& counts, const Shape& indices, int64_t kv_blocks, Placement placement,
+                Random& random) {
+    Tensor& count = lists_.emplace_back(TANDEM_DTYPE_I32, counts, Strides{}, placement);
     count.ForEach([&](std::span<const int64_t> index) {
       count.Set(index, random.Chance(0.2) ? 0 : random.Below(kv_blocks + 1));
     });
     // Unused places of a list are never looked at: they hold nonsense.
-    Tensor& list = lists_.emplace_back(TANDEM_DTYPE_I32, indices);
+    Tensor& list = lists_.emplace_back(TANDEM_DTYPE_I32, indices, Strides{}, placement);
     list.ForEach([&](std::span<const int64_t> index) {
       const double used = lists_[lists_.size() - 2].Get({index[0], index[1], index[2]});
       list.Set(index, index[3] < used ? random.Below(kv_blocks) : -77777);

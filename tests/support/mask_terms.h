@@ -38,6 +38,7 @@ struct Extents {
   int64_t kv_total = 0;
   std::vector<int64_t> q_lens;  // per sequence, after lengths
   std::vector<int64_t> kv_lens;
+  Placement placement = Placement::kAligned;  // of the terms' own arrays
 };
 
 struct TermSpec {

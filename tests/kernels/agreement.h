@@ -1,0 +1,23 @@
+// One kernel on one case: run, judged by the oracle, or counted as declined.
+#ifndef TANDEM_TESTS_KERNELS_AGREEMENT_H_
+#define TANDEM_TESTS_KERNELS_AGREEMENT_H_
+
+#include "tests/support/case.h"
+#include "tests/support/kernels.h"
+
+namespace tandem::test {
+
+// Runs the kernel; false when it declined (which is a failure where MustAccept says so, and else
+// counted) or failed. A kernel that declines must name itself and leave the outputs untouched.
+bool RunOrCountDeclined(const Kernel& kernel, Case& problem, const RunSettings& settings = {});
+
+// Every element within its bound, NaN where and only where it belongs, empty rows exactly +0 and
+// -inf, nothing written beside the outputs.
+void ExpectAgreement(const Kernel& kernel, Case& problem);
+
+// Both in one.
+void CheckKernel(const Kernel& kernel, const CaseSpec& spec);
+
+}  // namespace tandem::test
+
+#endif  // TANDEM_TESTS_KERNELS_AGREEMENT_H_

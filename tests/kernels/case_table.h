@@ -1,0 +1,24 @@
+// The cases that every registered kernel is run on: a table that names what it covers, and random
+// combinations of everything.
+#ifndef TANDEM_TESTS_KERNELS_CASE_TABLE_H_
+#define TANDEM_TESTS_KERNELS_CASE_TABLE_H_
+
+#include <ostream>
+#include <vector>
+
+#include "tests/support/case.h"
+
+namespace tandem::test {
+
+// Every name is unique.
+std::vector<CaseSpec> CaseTable();
+
+CaseSpec RandomCase(uint64_t seed);
+// What a random case is made of, in one line.
+std::string Summary(const CaseSpec& spec);
+
+std::ostream& operator<<(std::ostream& stream, const CaseSpec& spec);
+
+}  // namespace tandem::test
+
+#endif  // TANDEM_TESTS_KERNELS_CASE_TABLE_H_

@@ -6,10 +6,7 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <climits>
-#include <cstdlib>
 #include <cstring>
-#include <utility>
 
 #include "cli/errors.h"
 
@@ -25,7 +22,6 @@ class File {
   File(const File&) = delete;
   File& operator=(const File&) = delete;
   int get() const { return descriptor_; }
-  int Close() { return close(std::exchange(descriptor_, -1)); }
 
  private:
   int descriptor_;
@@ -48,17 +44,6 @@ void ReadAt(int descriptor, unsigned char* data, size_t size, size_t offset,
     data += count;
     size -= static_cast<size_t>(count);
     offset += static_cast<size_t>(count);
-  }
-}
-
-void WriteAll(int descriptor, const unsigned char* data, size_t size, const std::string& path) {
-  constexpr size_t kMost = size_t{1} << 30;
-  while (size > 0) {
-    const ssize_t count = write(descriptor, data, std::min(size, kMost));
-    if (count < 0 && errno == EINTR) continue;
-    if (count < 0) FailErrno(path, "cannot be written");
-    data += count;
-    size -= static_cast<size_t>(count);
   }
 }
 
@@ -99,45 +84,15 @@ NpyArray ReadNpy(const std::string& path) {
   }
 }
 
-NpyWriter::NpyWriter(std::string path) : path_(std::move(path)) {
-  struct stat info;
-  if (stat(path_.c_str(), &info) == 0) {
-    if (!S_ISREG(info.st_mode)) throw BadInput(path_ + ": it is there and not a regular file");
-    char resolved[PATH_MAX];  // a link stays, what it points to is replaced
-    if (realpath(path_.c_str(), resolved) != nullptr) path_ = resolved;
-  }
-  const size_t slash = path_.find_last_of('/');
-  const std::string directory = slash == std::string::npos ? "." : path_.substr(0, slash + 1);
-  if (access(directory.c_str(), W_OK | X_OK) != 0) FailErrno(path_, "cannot be written");
-}
-
-NpyWriter::~NpyWriter() {
-  if (!temporary_.empty()) unlink(temporary_.c_str());
-}
-
-void NpyWriter::Write(NpyType type, const std::vector<int64_t>& shape, const void* data,
-                      size_t size) {
-  std::string name = path_ + ".XXXXXX";
-  File file(mkostemp(name.data(), O_CLOEXEC));
-  if (file.get() < 0) FailErrno(path_, "cannot be written");
-  temporary_ = name;
-  const mode_t mask = umask(0);
-  umask(mask);
-  fchmod(file.get(), 0666 & ~mask);
-
+void WriteNpy(NpyType type, const std::vector<int64_t>& shape, const void* data, size_t size,
+              OutputFile* file) {
   const std::string text = HeaderText(type, shape);
   unsigned char start[10] = {0x93, 'N', 'U', 'M', 'P', 'Y', 1, 0};
   start[8] = static_cast<unsigned char>(text.size() & 255);
   start[9] = static_cast<unsigned char>(text.size() >> 8);
-  WriteAll(file.get(), start, sizeof(start), path_);
-  WriteAll(file.get(), reinterpret_cast<const unsigned char*>(text.data()), text.size(), path_);
-  WriteAll(file.get(), static_cast<const unsigned char*>(data), size, path_);
-  if (file.Close() != 0) FailErrno(path_, "cannot be written");
-}
-
-void NpyWriter::Commit() {
-  if (rename(temporary_.c_str(), path_.c_str()) != 0) FailErrno(path_, "cannot be written");
-  temporary_.clear();
+  file->Write(start, sizeof(start));
+  file->Write(text.data(), text.size());
+  file->Write(data, size);
 }
 
 }  // namespace tandem::cli

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "cli/buffer.h"
+#include "cli/output_file.h"
 
 namespace tandem::cli {
 
@@ -48,24 +49,9 @@ NpyArray ParseNpy(const unsigned char* bytes, size_t size, const std::string& na
 // BadInput.
 NpyArray ReadNpy(const std::string& path);
 
-// A file that appears under its path, whole, by Commit() and not before; without it nothing stays.
-// An existing file is replaced. Throws BadInput.
-class NpyWriter {
- public:
-  // Says early whether there is a directory that may be written to.
-  explicit NpyWriter(std::string path);
-  ~NpyWriter();
-  NpyWriter(const NpyWriter&) = delete;
-  NpyWriter& operator=(const NpyWriter&) = delete;
-
-  // data: C order, little-endian.
-  void Write(NpyType type, const std::vector<int64_t>& shape, const void* data, size_t size);
-  void Commit();
-
- private:
-  std::string path_;
-  std::string temporary_;  // "" when there is no such file
-};
+// data: C order, little-endian, size bytes. Throws BadInput.
+void WriteNpy(NpyType type, const std::vector<int64_t>& shape, const void* data, size_t size,
+              OutputFile* file);
 
 }  // namespace tandem::cli
 

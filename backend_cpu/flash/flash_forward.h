@@ -1,6 +1,7 @@
 // flash_cpu forward, written once over an xsimd arch.
 //
-// A pre-pass packs K and V once per key head (pack.h). Then every query block - rows of one
+// A pre-pass packs K and V once per key head (pack.h), but for sequences of a single query block,
+// which packs its tiles itself. Then every query block - rows of one
 // sequence and the heads that share a key head - walks over the tiles of 64 keys that it can see,
 // kGroupTiles at a time: S = Q K^T, softmax (softmax_rows.h), O = rescale * O + P V. Empty tiles
 // are skipped, and in partial tiles also the register blocks of rows that see none of it.
@@ -40,32 +41,54 @@ struct Flash {
 
 // What a thread works in. All arrays are 64-byte aligned.
 struct Scratch {
-  float* q;         // [kQueryBlock][q_stride]
-  float* scores;    // [kQueryBlock][kScoreStride]
-  float* o;         // [kQueryBlock][v_columns]
-  float* v_row;     // [v_columns]
-  Row* rows;        // [kQueryBlock]
-  uint64_t* words;  // [kGroupTiles][kQueryBlock]
+  float* q;             // [kQueryBlock][Dqk]
+  float* scores;        // [kQueryBlock][kScoreStride]
+  float* o;             // [kQueryBlock][v_columns]
+  float* v_row;         // [v_columns]
+  Row* rows;            // [kQueryBlock]
+  uint64_t* words;      // [kGroupTiles][kQueryBlock]
+  float* pack;          // PackScratch; this and below only for a block that packs its tiles itself
+  float* k_tiles;       // [kGroupTiles]
+  float* v_tiles;       // [kGroupTiles]
+  uint8_t* not_finite;  // [kGroupTiles]
 };
 
-TANDEM_HD Scratch LayOutScratch(const core::Problem& p, int64_t v_columns, char* base,
-                                int64_t* size) {
-  const int64_t counts[] = {4 * kQueryBlock * p.qk_dim,
-                            4 * kQueryBlock * kScoreStride,
-                            4 * kQueryBlock * v_columns,
-                            4 * v_columns,
-                            static_cast<int64_t>(sizeof(Row)) * kQueryBlock,
-                            8 * kGroupTiles * kQueryBlock};
-  char* part[6];
+// Hands out parts of `base`, which may be null to learn the size alone.
+TANDEM_HD Scratch LayOutScratch(const core::Problem& p, const WorkspaceLayout& layout,
+                                bool packs_itself, char* base, int64_t* size) {
+  constexpr int kParts = 10;
+  const int64_t own = packs_itself ? 1 : 0;
+  const int64_t bytes[kParts] = {4 * kQueryBlock * p.qk_dim,
+                                 4 * kQueryBlock * kScoreStride,
+                                 4 * kQueryBlock * layout.v_columns,
+                                 4 * layout.v_columns,
+                                 static_cast<int64_t>(sizeof(Row)) * kQueryBlock,
+                                 8 * kGroupTiles * kQueryBlock,
+                                 own * 4 * PackScratch(p),
+                                 own * 4 * kGroupTiles * layout.k_tile,
+                                 own * 4 * kGroupTiles * layout.v_tile,
+                                 own * kGroupTiles};
+  int64_t offset[kParts];
   *size = 0;
-  for (int t = 0; t < 6; ++t) {
-    part[t] = base + *size;
-    *size += core::RoundUp<int64_t>(counts[t], 64);
+  for (int t = 0; t < kParts; ++t) {
+    offset[t] = *size;
+    *size += core::RoundUp<int64_t>(bytes[t], 64);
   }
-  return {reinterpret_cast<float*>(part[0]), reinterpret_cast<float*>(part[1]),
-          reinterpret_cast<float*>(part[2]), reinterpret_cast<float*>(part[3]),
-          reinterpret_cast<Row*>(part[4]),   reinterpret_cast<uint64_t*>(part[5])};
+  if (base == nullptr) return {};
+  return {reinterpret_cast<float*>(base + offset[0]), reinterpret_cast<float*>(base + offset[1]),
+          reinterpret_cast<float*>(base + offset[2]), reinterpret_cast<float*>(base + offset[3]),
+          reinterpret_cast<Row*>(base + offset[4]),   reinterpret_cast<uint64_t*>(base + offset[5]),
+          reinterpret_cast<float*>(base + offset[6]), reinterpret_cast<float*>(base + offset[7]),
+          reinterpret_cast<float*>(base + offset[8]), reinterpret_cast<uint8_t*>(base + offset[9])};
 }
+
+// A tile of the group that is being collected.
+struct GroupTile {
+  int64_t first_key;  // local
+  PackedTile packed;
+  bool all_visible;
+  uint32_t active;  // bit: a register block of rows that sees something of the tile
+};
 
 // A block of query rows and the group of key tiles that is being collected for it.
 struct Block {
@@ -75,13 +98,12 @@ struct Block {
   int64_t kv_head;
   int64_t row_count;
   int64_t i_begin, i_end;  // local rows
-  PackedKeys keys;         // of tile 0
+  bool packs_itself;
+  PackedTile first_tile;  // else: the sequence's first tile, in the workspace
   Scratch scratch;
 
   int tile_count;
-  int64_t tile[kGroupTiles];  // local keys 64 * tile ...
-  bool all_visible[kGroupTiles];
-  uint32_t active[kGroupTiles];  // bit: a register block of rows that sees something of the tile
+  GroupTile tiles[kGroupTiles];
 };
 
 // Class of a tile for all rows and heads of the block.
@@ -115,12 +137,15 @@ TANDEM_HD core::Interval HullForBlock(const Block& block) {
 }
 
 // Appends a tile to the group, unless no row sees any of it.
+template <class Arch>
 TANDEM_ISA_INLINE void AddTile(Block* block, int64_t tile, core::TileClass tile_class) {
+  const WorkspaceLayout& layout = *block->layout;
+  const Scratch& scratch = block->scratch;
   const int t = block->tile_count;
-  uint64_t* words = block->scratch.words + t * kQueryBlock;
+  uint64_t* words = scratch.words + t * kQueryBlock;
   uint32_t active = 0;
   for (int64_t r = 0; r < block->row_count; ++r) {
-    const Row& row = block->scratch.rows[r];
+    const Row& row = scratch.rows[r];
     words[r] =
         tile_class == core::TileClass::kFull
             ? ~uint64_t{0}
@@ -128,9 +153,19 @@ TANDEM_ISA_INLINE void AddTile(Block* block, int64_t tile, core::TileClass tile_
     if (words[r] != 0) active |= uint32_t{1} << (r / kBlockRows);
   }
   if (active == 0) return;
-  block->tile[t] = tile;
-  block->all_visible[t] = tile_class == core::TileClass::kFull;
-  block->active[t] = active;
+  GroupTile& added = block->tiles[t];
+  added.first_key = tile * core::kTile;
+  added.all_visible = tile_class == core::TileClass::kFull;
+  added.active = active;
+  if (block->packs_itself) {
+    added.packed = {scratch.k_tiles + t * layout.k_tile, scratch.v_tiles + t * layout.v_tile,
+                    scratch.not_finite + t};
+    PackTile<Arch>(*block->p, block->s, block->kv_head, tile, scratch.pack, added.packed);
+  } else {
+    added.packed = {block->first_tile.k + tile * layout.k_tile,
+                    block->first_tile.v + tile * layout.v_tile,
+                    block->first_tile.not_finite + tile};
+  }
   ++block->tile_count;
 }
 
@@ -138,11 +173,11 @@ template <class Arch>
 TANDEM_ISA_INLINE void MultiplyQueriesByKeys(Block* block) {
   const int64_t depth = block->p->qk_dim;
   for (int t = 0; t < block->tile_count; ++t) {
-    const float* k_tile = block->keys.k + block->tile[t] * block->layout->k_tile;
+    const GroupTile& tile = block->tiles[t];
     for (int64_t panel = 0; panel < core::kTile; panel += kPanelWidth<Arch>) {
-      const Segment segment = {0, k_tile + panel * depth};
+      const Segment segment = {0, tile.packed.k + panel * depth};
       for (int b = 0; b < kRowBlocks; ++b) {
-        if (((block->active[t] >> b) & 1u) == 0) continue;
+        if (((tile.active >> b) & 1u) == 0) continue;
         const int64_t r = int64_t{b} * kBlockRows;
         MultiplyPanel<Arch>(
             kPanelVectors<Arch>, block->scratch.q + r * depth, depth, &segment, 1, depth, false,
@@ -157,10 +192,11 @@ TANDEM_HD RowTiles TilesOfRowBlock(const Block& block, int64_t row_block) {
   RowTiles tiles;
   tiles.count = 0;
   for (int t = 0; t < block.tile_count; ++t) {
-    if (((block.active[t] >> row_block) & 1u) == 0) continue;
+    const GroupTile& tile = block.tiles[t];
+    if (((tile.active >> row_block) & 1u) == 0) continue;
     tiles.tile[tiles.count] = t;
-    tiles.first_key[tiles.count] = block.tile[t] * core::kTile;
-    tiles.all_visible[tiles.count] = block.all_visible[t];
+    tiles.first_key[tiles.count] = tile.first_key;
+    tiles.all_visible[tiles.count] = tile.all_visible;
     ++tiles.count;
   }
   return tiles;
@@ -194,10 +230,9 @@ TANDEM_ISA_INLINE void AddProbabilitiesTimesValues(Block* block) {
       Segment segments[kGroupTiles];
       int count = 0;
       for (int t = 0; t < block->tile_count; ++t) {
-        if (((block->active[t] >> b) & 1u) == 0) continue;
-        segments[count++] = {
-            t * core::kTile,
-            block->keys.v + block->tile[t] * block->layout->v_tile + panel * core::kTile};
+        const GroupTile& tile = block->tiles[t];
+        if (((tile.active >> b) & 1u) == 0) continue;
+        segments[count++] = {t * core::kTile, tile.packed.v + panel * core::kTile};
       }
       if (count == 0) continue;
       const int64_t r = int64_t{b} * kBlockRows;
@@ -214,7 +249,7 @@ template <class Arch>
 TANDEM_ISA_INLINE void AddNonFiniteValues(Block* block, int t) {
   const core::Problem& p = *block->p;
   const int64_t columns = block->layout->v_columns;
-  const int64_t first = block->tile[t] * core::kTile;
+  const int64_t first = block->tiles[t].first_key;
   const int64_t count = core::Min<int64_t>(core::kTile, core::LocalKeys(block->s) - first);
   for (int64_t j = 0; j < count; ++j) {
     float* v = block->scratch.v_row;
@@ -238,7 +273,7 @@ __attribute__((flatten, noinline)) void ProcessGroup(Block* block) {
   SoftmaxRows<Arch>(block);
   AddProbabilitiesTimesValues<Arch>(block);
   for (int t = 0; t < block->tile_count; ++t) {
-    if (block->keys.not_finite[block->tile[t]] != 0) AddNonFiniteValues<Arch>(block, t);
+    if (*block->tiles[t].packed.not_finite != 0) AddNonFiniteValues<Arch>(block, t);
   }
   block->tile_count = 0;
 }
@@ -290,17 +325,20 @@ __attribute__((flatten, noinline)) void RunBlock(Flash* call, const core::Sequen
   block.row_count = core::Min(kQueryBlock, s.q_rows * p.group - first);
   block.i_begin = first / p.group;
   block.i_end = (first + block.row_count - 1) / p.group + 1;
-  block.keys = PackedKeysAt(call->layout, call->workspace, kv_head, FirstKeyTile(p, s));
+  block.packs_itself = PacksItself(p, s);
+  if (!block.packs_itself) {
+    block.first_tile = PackedTileAt(call->layout, call->workspace, kv_head, FirstKeyTile(p, s));
+  }
   block.tile_count = 0;
 
   int64_t size = 0;
-  LayOutScratch(p, call->layout.v_columns, nullptr, &size);
+  LayOutScratch(p, call->layout, block.packs_itself, nullptr, &size);
   char* memory = static_cast<char*>(WorkerScratch(size));
   if (memory == nullptr) {
     __atomic_store_n(&call->out_of_memory, 1, __ATOMIC_RELAXED);
     return;
   }
-  block.scratch = LayOutScratch(p, call->layout.v_columns, memory, &size);
+  block.scratch = LayOutScratch(p, call->layout, block.packs_itself, memory, &size);
 
   const int64_t padded_rows = core::RoundUp<int64_t>(block.row_count, kBlockRows);
   for (int64_t r = 0; r < padded_rows; ++r) {
@@ -322,7 +360,7 @@ __attribute__((flatten, noinline)) void RunBlock(Flash* call, const core::Sequen
   for (int64_t tile = hull.begin / core::kTile; tile * core::kTile < hull.end; ++tile) {
     const core::TileClass tile_class = ClassifyForBlock(block, tile);
     if (tile_class == core::TileClass::kEmpty) continue;
-    AddTile(&block, tile, tile_class);
+    AddTile<Arch>(&block, tile, tile_class);
     if (block.tile_count == kGroupTiles) ProcessGroup<Arch>(&block);
   }
   ProcessGroup<Arch>(&block);
@@ -341,12 +379,10 @@ __attribute__((flatten, noinline)) void PackPlaces(Flash* call, int64_t kv_head,
   const int64_t end = core::Min(first + kPackTiles, call->layout.places);
   for (int64_t place = first; place < end; ++place) {
     const core::Sequence s = SequenceOfPlace(p, place, FirstKeyTile);
-    const int64_t first_key = (place - FirstKeyTile(p, s)) * core::kTile;
-    const int64_t count = core::Min<int64_t>(core::kTile, core::LocalKeys(s) - first_key);
-    if (count <= 0) continue;
-    const PackedKeys to = PackedKeysAt(call->layout, call->workspace, kv_head, place);
-    PackKeyTile<Arch>(p, s, kv_head, first_key, count, scratch, to.k);
-    *to.not_finite = PackValueTile<Arch>(p, s, kv_head, first_key, count, scratch, to.v) ? 1 : 0;
+    const int64_t tile = place - FirstKeyTile(p, s);
+    if (tile * core::kTile >= core::LocalKeys(s) || PacksItself(p, s)) continue;
+    PackTile<Arch>(p, s, kv_head, tile, scratch,
+                   PackedTileAt(call->layout, call->workspace, kv_head, place));
   }
 }
 

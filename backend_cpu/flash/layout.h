@@ -56,6 +56,12 @@ TANDEM_HD core::Sequence SequenceOfPlace(const core::Problem& p, int64_t place, 
   return core::ResolveSequence(p, low, &status);
 }
 
+// Whether a sequence's only query block packs the tiles that it sees itself, into its thread's
+// scratch: nobody else needs them, and keys and values are then read from memory once (decoding).
+TANDEM_HD bool PacksItself(const core::Problem& p, const core::Sequence& s) {
+  return s.q_rows * p.group <= kQueryBlock;
+}
+
 // The workspace: for each key head and tile place a tile of K, one of V, and a byte that is not 0
 // where V holds NaN or infinity. Offsets in bytes, tiles in floats.
 struct WorkspaceLayout {
@@ -70,7 +76,8 @@ struct WorkspaceLayout {
 
 TANDEM_HD WorkspaceLayout LayOutWorkspace(const core::Problem& p, int64_t lanes) {
   WorkspaceLayout w;
-  w.places = KeyTilePlaces(p);
+  // p.q_rows is the longest sequence's.
+  w.places = p.q_rows * p.group <= kQueryBlock ? 0 : KeyTilePlaces(p);
   w.v_columns = core::RoundUp(p.v_dim, lanes);
   w.k_tile = core::kTile * p.qk_dim;
   w.v_tile = core::kTile * w.v_columns;
@@ -81,14 +88,14 @@ TANDEM_HD WorkspaceLayout LayOutWorkspace(const core::Problem& p, int64_t lanes)
   return w;
 }
 
-// The packed tiles of one key head of one sequence.
-struct PackedKeys {
+// One packed tile of keys and values.
+struct PackedTile {
   float* k;
   float* v;
   uint8_t* not_finite;
 };
 
-TANDEM_HD PackedKeys PackedKeysAt(const WorkspaceLayout& w, void* workspace, int64_t head,
+TANDEM_HD PackedTile PackedTileAt(const WorkspaceLayout& w, void* workspace, int64_t head,
                                   int64_t place) {
   char* base = static_cast<char*>(workspace);
   const int64_t tile = head * w.places + place;

@@ -110,6 +110,16 @@ TANDEM_ISA_INLINE bool PackValueTile(const core::Problem& p, const core::Sequenc
   return all_finite != kAllLanes;
 }
 
+// Tile `tile` of one sequence and head, which has at least one key.
+template <class Arch>
+TANDEM_ISA_INLINE void PackTile(const core::Problem& p, const core::Sequence& s, int64_t head,
+                                int64_t tile, float* scratch, const PackedTile& to) {
+  const int64_t first = tile * core::kTile;
+  const int64_t count = core::Min<int64_t>(core::kTile, core::LocalKeys(s) - first);
+  PackKeyTile<Arch>(p, s, head, first, count, scratch, to.k);
+  *to.not_finite = PackValueTile<Arch>(p, s, head, first, count, scratch, to.v) ? 1 : 0;
+}
+
 }  // namespace
 }  // namespace tandem::cpu
 

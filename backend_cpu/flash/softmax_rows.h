@@ -12,7 +12,7 @@ namespace {
 
 // Tiles of 64 keys that go through the softmax together. O is loaded, rescaled and stored once per
 // group.
-inline constexpr int kGroupTiles = 4;
+inline constexpr int kGroupTiles = 8;
 
 // One query row of a block: a row of the sequence and one of the heads that share the keys.
 struct Row {

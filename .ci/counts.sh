@@ -1,8 +1,7 @@
 # shellcheck shell=bash
 # Counts test cases over several runs. Sourced; $counts is a file with a line "passed failed skipped"
-# for each run.
-counts=${TANDEM_TEST_COUNTS:-$(mktemp)}
-export TANDEM_TEST_COUNTS=$counts
+# for each run. A caller may name a file in TANDEM_TEST_COUNTS that gets the totals too.
+counts=$(mktemp)
 
 record() {  # record <passed> <failed> <skipped>
   echo "$1 $2 $3" >>"$counts"
@@ -10,6 +9,7 @@ record() {  # record <passed> <failed> <skipped>
 
 # The line that closes a run; fails where a test failed or none ran.
 print_totals() {
+  cat "$counts" >>"${TANDEM_TEST_COUNTS:-/dev/null}"
   awk '{ passed += $1; failed += $2; skipped += $3 }
        END { printf "%d passed, %d failed, %d skipped\n", passed, failed, skipped
              exit failed > 0 || passed == 0 }' "$counts"

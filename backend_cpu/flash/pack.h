@@ -3,7 +3,7 @@
 // K tile: panels of kPanelWidth keys, each [Dqk][kPanelWidth]. V tile: panels of kPanelWidth
 // columns (the last narrower), each [64 keys][width]. Keys that do not exist are zeros in both, and
 // so are non-finite elements of V, which would poison rows that do not see them (0 * NaN): the tile
-// is flagged instead, and softmax_rows.h's users add those elements where they are visible.
+// is flagged instead, and flash_forward.h adds those elements where they are visible.
 #ifndef TANDEM_BACKEND_CPU_FLASH_PACK_H_
 #define TANDEM_BACKEND_CPU_FLASH_PACK_H_
 

@@ -1,0 +1,177 @@
+// A block of query rows at work: its scratch, what it sees of the mask, and the group of key tiles
+// that is being collected for it.
+#ifndef TANDEM_BACKEND_CPU_FLASH_BLOCK_H_
+#define TANDEM_BACKEND_CPU_FLASH_BLOCK_H_
+
+#include "backend_cpu/flash/layout.h"
+#include "backend_cpu/flash/micro_kernel.h"
+#include "backend_cpu/flash/pack.h"
+#include "backend_cpu/flash/softmax_rows.h"
+
+namespace tandem::cpu {
+namespace {
+
+static_assert(kQueryBlock % kBlockRows == 0);
+inline constexpr int kRowBlocks = kQueryBlock / kBlockRows;
+static_assert(kRowBlocks <= 32, "GroupTile::active has a bit for each");
+
+// Rows of S are apart by a little more than a power of two, so that the rows of a register block do
+// not fall into the same cache sets.
+inline constexpr int64_t kScoreStride = kGroupTiles * core::kTile + 16;
+
+// What a thread works in. All arrays are 64-byte aligned.
+struct Scratch {
+  float* q;             // [kQueryBlock][Dqk]
+  float* scores;        // [kQueryBlock][kScoreStride]
+  float* o;             // [kQueryBlock][v_columns]
+  float* v_row;         // [v_columns]
+  Row* rows;            // [kQueryBlock]
+  uint64_t* words;      // [kGroupTiles][kQueryBlock]
+  float* pack;          // PackScratch; this and below only for a block that packs its tiles itself
+  float* k_tiles;       // [kGroupTiles]
+  float* v_tiles;       // [kGroupTiles]
+  uint8_t* not_finite;  // [kGroupTiles]
+};
+
+// Hands out parts of `base`, which may be null to learn the size alone.
+TANDEM_HD Scratch LayOutScratch(const core::Problem& p, const WorkspaceLayout& layout,
+                                bool packs_itself, char* base, int64_t* size) {
+  constexpr int kParts = 10;
+  const int64_t own = packs_itself ? 1 : 0;
+  const int64_t bytes[kParts] = {4 * kQueryBlock * p.qk_dim,
+                                 4 * kQueryBlock * kScoreStride,
+                                 4 * kQueryBlock * layout.v_columns,
+                                 4 * layout.v_columns,
+                                 static_cast<int64_t>(sizeof(Row)) * kQueryBlock,
+                                 8 * kGroupTiles * kQueryBlock,
+                                 own * 4 * PackScratch(p),
+                                 own * 4 * kGroupTiles * layout.k_tile,
+                                 own * 4 * kGroupTiles * layout.v_tile,
+                                 own * kGroupTiles};
+  int64_t offset[kParts];
+  *size = 0;
+  for (int t = 0; t < kParts; ++t) {
+    offset[t] = *size;
+    *size += core::RoundUp<int64_t>(bytes[t], 64);
+  }
+  if (base == nullptr) return {};
+  return {reinterpret_cast<float*>(base + offset[0]), reinterpret_cast<float*>(base + offset[1]),
+          reinterpret_cast<float*>(base + offset[2]), reinterpret_cast<float*>(base + offset[3]),
+          reinterpret_cast<Row*>(base + offset[4]),   reinterpret_cast<uint64_t*>(base + offset[5]),
+          reinterpret_cast<float*>(base + offset[6]), reinterpret_cast<float*>(base + offset[7]),
+          reinterpret_cast<float*>(base + offset[8]), reinterpret_cast<uint8_t*>(base + offset[9])};
+}
+
+// A tile of the group that is being collected.
+struct GroupTile {
+  int64_t first_key;  // local
+  PackedTile packed;
+  bool all_visible;
+  uint32_t active;  // bit: a register block of rows that sees something of the tile
+};
+
+// A block of query rows and the group of key tiles that is being collected for it.
+struct Block {
+  const core::Problem* p;
+  const WorkspaceLayout* layout;
+  core::Sequence s;
+  int64_t kv_head;
+  int64_t row_count;
+  int64_t i_begin, i_end;  // local rows
+  int64_t mask_heads;      // heads of the group to ask the mask for: all, or 1 that speaks for all
+  bool packs_itself;
+  PackedTile first_tile;  // else: the sequence's first tile, in the workspace
+  Scratch scratch;
+
+  int tile_count;
+  GroupTile tiles[kGroupTiles];
+};
+
+// Whether heads that share keys can see different ones of them.
+TANDEM_HD bool MaskVariesByHead(const core::Mask& mask) {
+  bool varies = mask.dense.words != nullptr && mask.dense.head_stride != 0;
+  for (int t = 0; t < mask.band_count; ++t) {
+    const core::BandTerm& band = mask.bands[t];
+    varies = varies || (band.left_per_head.data != nullptr && band.left_per_head.head_stride != 0);
+    varies =
+        varies || (band.right_per_head.data != nullptr && band.right_per_head.head_stride != 0);
+  }
+  for (int t = 0; t < mask.row_ranges_count; ++t) {
+    varies = varies || mask.row_ranges[t].head_stride != 0;
+  }
+  for (int t = 0; t < mask.block_sparse_count; ++t) {
+    varies = varies || mask.block_sparse[t].head_stride != 0;
+  }
+  return varies;
+}
+
+// Class of a tile for all rows and heads of the block.
+TANDEM_HD core::TileClass ClassifyForBlock(const Block& block, int64_t tile) {
+  const core::Problem& p = *block.p;
+  const int64_t first = tile * core::kTile;
+  const int64_t end = core::Min<int64_t>(first + core::kTile, core::LocalKeys(block.s));
+  core::TileClass result = core::TileClass::kPartial;
+  for (int64_t g = 0; g < block.mask_heads; ++g) {
+    const core::TileClass one = core::ClassifyTile(p.mask, block.s, block.kv_head * p.group + g,
+                                                   block.i_begin, block.i_end, first, end);
+    result = g == 0 ? one : core::CombineParts(result, one);
+    if (result == core::TileClass::kPartial) break;
+  }
+  // The rest of the sequence's last tile is invisible.
+  return result == core::TileClass::kFull && end < first + core::kTile ? core::TileClass::kPartial
+                                                                       : result;
+}
+
+TANDEM_HD core::Interval HullForBlock(const Block& block) {
+  const core::Problem& p = *block.p;
+  core::Interval hull = {core::LocalKeys(block.s), 0};
+  for (int64_t g = 0; g < block.mask_heads; ++g) {
+    const core::Interval one = core::VisibleKeyHull(p.mask, block.s, block.kv_head * p.group + g,
+                                                    block.i_begin, block.i_end);
+    if (one.begin >= one.end) continue;
+    hull.begin = core::Min(hull.begin, one.begin);
+    hull.end = core::Max(hull.end, one.end);
+  }
+  return hull;
+}
+
+// Appends a tile to the group, unless no row sees any of it.
+template <class Arch>
+TANDEM_ISA_INLINE void AddTile(Block* block, int64_t tile, core::TileClass tile_class) {
+  const WorkspaceLayout& layout = *block->layout;
+  const Scratch& scratch = block->scratch;
+  const int t = block->tile_count;
+  uint64_t* words = scratch.words + t * kQueryBlock;
+  uint32_t active = 0;
+  for (int64_t r = 0; r < block->row_count; ++r) {
+    const Row& row = scratch.rows[r];
+    if (tile_class == core::TileClass::kFull) {
+      words[r] = ~uint64_t{0};
+    } else if (block->mask_heads == 1 && r > 0 && row.i == scratch.rows[r - 1].i) {
+      words[r] = words[r - 1];
+    } else {
+      words[r] = core::VisibleWord(block->p->mask, block->s, row.head, row.i, tile * core::kTile);
+    }
+    if (words[r] != 0) active |= uint32_t{1} << (r / kBlockRows);
+  }
+  if (active == 0) return;
+  GroupTile& added = block->tiles[t];
+  added.first_key = tile * core::kTile;
+  added.all_visible = tile_class == core::TileClass::kFull;
+  added.active = active;
+  if (block->packs_itself) {
+    added.packed = {scratch.k_tiles + t * layout.k_tile, scratch.v_tiles + t * layout.v_tile,
+                    scratch.not_finite + t};
+    PackTile<Arch>(*block->p, block->s, block->kv_head, tile, scratch.pack, added.packed);
+  } else {
+    added.packed = {block->first_tile.k + tile * layout.k_tile,
+                    block->first_tile.v + tile * layout.v_tile,
+                    block->first_tile.not_finite + tile};
+  }
+  ++block->tile_count;
+}
+
+}  // namespace
+}  // namespace tandem::cpu
+
+#endif  // TANDEM_BACKEND_CPU_FLASH_BLOCK_H_

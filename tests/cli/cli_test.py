@@ -1,0 +1,366 @@
+"""The tandem command: its answers, exit codes and JSON, and what it does with bad input.
+
+    python3 cli_test.py path/to/tandem
+"""
+
+import json
+import math
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import unittest
+import xml.etree.ElementTree
+
+import npy_files
+
+TANDEM = None
+RESULT_FIELDS = [
+    "kernel", "device", "time_ms", "repeats", "tflops", "max_error", "error_over_bound",
+    "empty_rows", "in_contract", "declined",
+]  # fmt: skip
+
+
+class CommandTest(unittest.TestCase):
+    def setUp(self):
+        directory = tempfile.TemporaryDirectory()
+        self.addCleanup(directory.cleanup)
+        self.dir = pathlib.Path(directory.name)
+
+    def path(self, name):
+        return self.dir / name
+
+    def tandem(self, *arguments, code=0, env=None):
+        environment = {**os.environ, **(env or {})}
+        done = subprocess.run(
+            [TANDEM, *map(str, arguments)], capture_output=True, text=True, timeout=300,
+            env=environment, check=False,
+        )  # fmt: skip
+        self.assertEqual(done.returncode, code, f"{arguments}\n{done.stdout}\n{done.stderr}")
+        if code in (2, 3):
+            self.assertNotEqual(done.stderr.strip(), "")
+        self.last_stderr = done.stderr
+        return done.stdout
+
+    def json(self, *arguments, code=0):
+        return json.loads(self.tandem(*arguments, "--json", code=code))
+
+    def qkv(self, q=(1, 2, 5, 8), kv=(1, 1, 7, 8), descr="<f4"):
+        files = []
+        for seed, (name, shape) in enumerate((("q", q), ("k", kv), ("v", kv))):
+            files += [f"--{name}", npy_files.write_normal(self.path(f"{name}.npy"), shape, seed, descr)]
+        return files
+
+    def ints(self, name, shape, values, descr="<i4"):
+        return npy_files.write(self.path(name), descr, shape, values)
+
+    def ran(self, report):
+        return [r for r in report["results"] if r["declined"] is None]
+
+
+class InfoAndExplain(CommandTest):
+    def test_info_lists_the_reference_last_of_the_cpu(self):
+        info = self.json("info")
+        cpu = [k["kernel"] for k in info["kernels"] if k["device"] == "cpu"]
+        self.assertEqual(cpu[-1], "reference.cpu")
+        self.assertIn("reference.cpu", self.tandem("info"))
+        cuda_devices = [d for d in info["devices"] if d["device"] == "cuda"]
+        self.assertEqual(not cuda_devices, "cuda" in info["unavailable"])
+
+    def test_explain_gives_each_kernel_a_verdict(self):
+        arguments = ["explain", "--q", "1,32,8192,128", "--kv", "1,8,8192,128", "--dtype", "bf16",
+                     "--causal", "bottom_right"]  # fmt: skip
+        self.assertIn("chosen", self.tandem(*arguments))
+        report = self.json(*arguments, "--device", "cpu")
+        self.assertEqual(report["problem"]["kv_heads"], 8)
+        self.assertTrue(any(r["declined"] for r in report["results"]))
+
+    def test_version_and_help(self):
+        self.assertRegex(self.tandem("--version"), r"^\d+\.\d+\.\d+")
+        self.assertIn("--causal", self.tandem("run", "--help"))
+
+
+class Run(CommandTest):
+    def test_uniform_weights_give_the_mean_of_v(self):
+        q = npy_files.write(self.path("q.npy"), "<f4", (1, 1, 2, 1), [0, 0])
+        k = npy_files.write(self.path("k.npy"), "<f4", (1, 1, 4, 1), [1, 2, 3, 4])
+        v = npy_files.write(self.path("v.npy"), "<f4", (1, 1, 4, 1), [1, 2, 4, 8])
+        mask = npy_files.write(self.path("m.npy"), "|b1", (2, 4), [0, 0, 1, 1, 0, 0, 0, 0])
+        out, lse = self.path("o.npy"), self.path("l.npy")
+        report = self.json("run", "--q", q, "--k", k, "--v", v, "--mask", mask, "--out", out, "--lse", lse)
+        descr, shape, values = npy_files.read(out)
+        self.assertEqual((descr, shape), ("<f4", (1, 1, 2, 1)))
+        self.assertAlmostEqual(values[0], 6.0, places=5)
+        self.assertEqual(math.copysign(1, values[1]), 1)
+        self.assertEqual(values[1], 0)
+        descr, shape, values = npy_files.read(lse)
+        self.assertEqual((descr, shape), ("<f4", (1, 1, 2)))
+        self.assertAlmostEqual(values[0], math.log(2), places=5)
+        self.assertEqual(values[1], -math.inf)
+        result = report["results"][0]
+        self.assertEqual(list(result), RESULT_FIELDS)
+        self.assertEqual(result["empty_rows"], 1)
+        for field in ("max_error", "error_over_bound", "in_contract", "declined"):
+            self.assertIsNone(result[field])
+        self.assertEqual(report["problem"]["visible_pairs"], 2)
+
+    def test_a_seed_fixes_the_data_and_the_output(self):
+        arguments = ["run", "--shape", "1,2,1,9,9,16", "--dtype", "bf16", "--data-seed", 5]
+        self.tandem(*arguments, "--out", self.path("a.npy"))
+        self.tandem(*arguments, "--out", self.path("b.npy"), "--threads", 1)
+        self.assertEqual(self.path("a.npy").read_bytes(), self.path("b.npy").read_bytes())
+        self.assertEqual(npy_files.read(self.path("a.npy"))[0], "<u2")
+        self.tandem(*arguments[:-1], 6, "--out", self.path("c.npy"))
+        self.assertNotEqual(self.path("a.npy").read_bytes(), self.path("c.npy").read_bytes())
+
+    def test_bshd_is_bhsd_transposed(self):
+        bhsd = self.qkv((1, 2, 3, 4), (1, 2, 5, 4))
+        self.tandem("run", *bhsd, "--causal", "bottom_right", "--out", self.path("o.npy"))
+        expected = npy_files.read(self.path("o.npy"))[2]
+        for name in ("q", "k", "v"):
+            _, (b, h, s, d), values = npy_files.read(self.path(f"{name}.npy"))
+            turned = [values[(n * s + i) * d + x] for i in range(s) for n in range(h) for x in range(d)]
+            npy_files.write(self.path(f"{name}.npy"), "<f4", (b, s, h, d), turned)
+        self.tandem("run", *bhsd, "--causal", "bottom_right", "--layout", "bshd",
+                    "--out", self.path("t.npy"), "--lse", self.path("l.npy"))  # fmt: skip
+        _, (_, s, h, d), values = npy_files.read(self.path("t.npy"))
+        turned = [values[(i * h + n) * d + x] for n in range(h) for i in range(s) for x in range(d)]
+        self.assertEqual(list(expected), turned)
+        self.assertEqual(npy_files.read(self.path("l.npy"))[1], (1, 2, 3))
+
+    def test_the_asked_for_kernel_and_device(self):
+        arguments = ["run", "--shape", "1,1,1,4,4,8", "--out", self.path("o.npy")]
+        report = self.json(*arguments, "--kernel", "reference.cpu", "--repeat", 3)
+        self.assertEqual(report["results"][0]["kernel"], "reference.cpu")
+        self.assertEqual(report["results"][0]["repeats"], 3)
+        self.path("o.npy").unlink()
+        self.tandem(*arguments, "--kernel", "reference.cpu", "--device", "cuda", code=3)
+        self.tandem(*arguments, "--kernel", "no.such.kernel", code=3)
+        if "cuda" in self.json("info")["unavailable"]:
+            self.tandem(*arguments, "--device", "cuda", code=3)
+            self.assertIn("cuda", self.last_stderr)
+        self.assertFalse(self.path("o.npy").exists())
+
+    def test_the_backward_pass_is_refused_with_reasons(self):
+        dout = npy_files.write_normal(self.path("g.npy"), (1, 2, 5, 8), 9)
+        arguments = ["run", *self.qkv(), "--out", self.path("o.npy")]
+        self.tandem(*arguments, "--dout", dout, "--dq", self.path("dq.npy"), code=3)
+        self.assertIn("backward", self.last_stderr)
+        self.tandem(*arguments, "--dq", self.path("dq.npy"), code=2)
+        self.tandem("compare", *self.qkv(), "--backward", code=3)
+        self.assertFalse(self.path("o.npy").exists() or self.path("dq.npy").exists())
+
+
+class Compare(CommandTest):
+    def check(self, *arguments):
+        report = self.json("compare", *arguments, "--repeat", 1)
+        ran = self.ran(report)
+        self.assertTrue(ran)
+        for result in report["results"]:
+            self.assertEqual(list(result), RESULT_FIELDS)
+        for result in ran:
+            self.assertTrue(result["in_contract"], result)
+            self.assertLessEqual(result["error_over_bound"], 1)
+            self.assertEqual(result["empty_rows"], ran[0]["empty_rows"])
+        self.assertIn("reference.cpu", [r["kernel"] for r in ran])
+        return report
+
+    def test_terms_and_scores(self):
+        shape = ["--shape", "2,4,2,70,90,24"]
+        prefix = self.ints("prefix.npy", (2,), [3, 0], "<i8")
+        q_lengths = self.ints("ql.npy", (2,), [70, 5])
+        kv_lengths = self.ints("kl.npy", (2,), [0, 66])
+        ranges = self.ints("r.npy", (1, 1, 70, 1, 2), [x for i in range(70) for x in (i // 2, i + 9)])
+        segments_q = self.ints("sq.npy", (1, 70), [i // 30 for i in range(70)])
+        segments_kv = self.ints("sk.npy", (1, 90), [j // 40 - (j > 85) * 9 for j in range(90)])
+        blocks = npy_files.write(self.path("b.npy"), "|b1", (1, 4, 3, 2), [1, 0] * 12)
+        bias = npy_files.write_normal(self.path("bias.npy"), (4, 70, 90), 4)
+        bias = npy_files.write(self.path("bias.npy"), "<f4", (1, 4, 70, 90), npy_files.read(bias)[2])
+        sink = npy_files.write_normal(self.path("sink.npy"), (4,), 5)
+        alibi = npy_files.write(self.path("alibi.npy"), "<f4", (4,), [0.5, 0.25, 0.125, 0.0625])
+        self.check(*shape, "--causal", "top_left", "--prefix", prefix)
+        report = self.check(*shape, "--window", "-1,0,bottom_right", "--q-lengths", q_lengths,
+                            "--kv-lengths", kv_lengths, "--dtype", "f16")  # fmt: skip
+        self.assertEqual(report["results"][-1]["empty_rows"], 70 * 4 + 65 * 4)
+        self.check(*shape, "--row-ranges", ranges, "--dtype", "bf16")
+        self.check(*shape, "--q-segments", segments_q, "--kv-segments", segments_kv)
+        self.check(*shape, "--blocks", blocks, "--block-size", "32,64", "--softcap", 5)
+        self.check(*shape, "--bias", bias, "--sink", sink, "--scale", "-0.3")
+        self.check(*shape, "--alibi", alibi, "--alibi-align", "bottom_right", "--dropout", 0.25,
+                   "--dropout-seed", 7, "--layout", "bshd")  # fmt: skip
+
+    def test_packed_sequences(self):
+        cu_q = self.ints("cq.npy", (4,), [1, 6, 6, 18], "<i8")
+        cu_k = self.ints("ck.npy", (4,), [0, 7, 9, 20], "<i8")
+        arguments = [*self.qkv((20, 2, 8), (20, 1, 8)), "--cu-seqlens-q", cu_q, "--cu-seqlens-k", cu_k]
+        report = self.check(*arguments, "--causal", "bottom_right")
+        self.assertEqual(report["problem"]["layout"], "thd")
+        self.assertEqual(report["problem"]["batch"], 3)
+        self.tandem("run", *arguments, "--out", self.path("o.npy"), "--lse", self.path("l.npy"))
+        _, shape, values = npy_files.read(self.path("o.npy"))
+        self.assertEqual(shape, (20, 2, 8))
+        self.assertEqual(set(values[:16]), {0.0})
+        self.assertEqual(npy_files.read(self.path("l.npy"))[1], (2, 20))
+
+    def test_nan_at_masked_places_is_nobodys(self):
+        q, k, v = self.qkv((1, 1, 4, 4), (1, 1, 6, 4))[1::2]
+        for file in (k, v):
+            values = list(npy_files.read(file)[2])
+            values[16:] = [math.nan] * 8
+            npy_files.write(file, "<f4", (1, 1, 6, 4), values)
+        files = ["--q", q, "--k", k, "--v", v]
+        self.check(*files, "--kv-lengths", self.ints("n.npy", (1,), [4]))
+        self.check(*files)  # where they are seen, every kernel shows them
+
+    def test_sampled_rows_of_a_large_problem(self):
+        report = self.check("--shape", "1,2,1,4500,4500,8", "--causal", "top_left", "--device", "cpu")
+        self.assertEqual(report["problem"]["visible_pairs"], 2 * 4500 * 4501 // 2)
+
+    def test_the_table_for_people(self):
+        text = self.tandem("compare", "--shape", "1,2,1,5,5,8", "--dtype", "f16")
+        for heading in ("kernel", "device", "time", "max error", "error/bound", "empty rows", "declined"):
+            self.assertIn(heading, text)
+
+
+class Mask(CommandTest):
+    def test_a_causal_mask_in_characters(self):
+        text = self.tandem("mask", "--q", "1,1,4,8", "--kv", "1,1,3,8", "--causal", "bottom_right", "--ascii")
+        self.assertIn("......", text)
+        self.assertIn("##....", text)
+        self.assertIn("empty rows: 1 of 4 (0)", text)
+        self.assertIn("visible pairs: 6 of 12, sparsity 50.00 %", text)
+        self.assertIn("tiles of 64 x 64: 0 full, 1 partial, 0 empty", text)
+        blocks = self.tandem("mask", "--shape", "1,1,1,4,4,8", env={"LC_ALL": "C.UTF-8"})
+        self.assertIn("████████", blocks)
+
+    def test_sizes_come_from_a_dense_mask(self):
+        mask = npy_files.write(self.path("m.npy"), "|b1", (2, 1, 2, 3), [1, 0, 0, 0, 0, 0] * 2)
+        self.assertIn("visible pairs: 1 of 6", self.tandem("mask", "--mask", mask, "--sequence", 1))
+        self.tandem("mask", "--mask", mask, "--sequence", 2, code=2)
+
+    def test_svg_and_png(self):
+        sizes = ["mask", "--shape", "1,1,1,700,300,8", "--window", "64,64,top_left"]
+        self.tandem(*sizes, "--svg", self.path("m.svg"))
+        root = xml.etree.ElementTree.parse(self.path("m.svg")).getroot()
+        self.assertGreater(len(root), 10)
+        self.tandem(*sizes, "--png", self.path("m.png"))
+        self.assertEqual(self.path("m.png").read_bytes()[:8], b"\x89PNG\r\n\x1a\n")
+        self.tandem(*sizes, "--png", self.path("x.png"), "--svg", self.path("x.svg"), code=2)
+
+
+class BadInput(CommandTest):
+    def refuse(self, *arguments, says=""):
+        self.tandem("run", *arguments, "--out", self.path("o.npy"), "--lse", self.path("l.npy"), code=2)
+        self.assertIn(says, self.last_stderr)
+        left = {p.name for p in self.dir.iterdir()} - self.inputs
+        self.assertEqual(left, set())
+
+    def setUp(self):
+        super().setUp()
+        self.files = self.qkv()
+        self.inputs = {p.name for p in self.dir.iterdir()}
+
+    def file(self, data):
+        self.inputs.add("bad.npy")
+        self.path("bad.npy").write_bytes(data)
+        return self.path("bad.npy")
+
+    def test_hostile_files(self):
+        good = npy_files.encode("<f4", (1, 2, 5, 8), [0.0] * 80)
+        cases = {
+            "not a .npy": b"hello",
+            "truncated": good[:-1],
+            "follow its data": good + b"\0",
+            "ends inside its header": good[:40],
+            "big-endian": npy_files.encode(">f4", (1, 2, 5, 8), bytes(320)),
+            "Fortran": npy_files.encode("<f4", (1, 2, 5, 8), bytes(320), fortran=True),
+            "Python objects": npy_files.encode("|O", (1, 2, 5, 8), bytes(320)),
+            "dtype is '<c8'": npy_files.encode("<c8", (1, 2, 5, 8), bytes(640)),
+            "more elements": npy_files.encode("<f4", (2**62, 2**62, 0, 1), b""),
+            "needs 4398046511104 bytes": npy_files.encode("<f4", (1, 2**40), b""),
+            "beyond 64 bits": npy_files.encode("<f4", (2**70,), b""),
+            "negative": npy_files.encode("<f4", (1, -2, 5, 8), bytes(320)),
+            "more than 5 dimensions": npy_files.encode("<f4", (1,) * 6, bytes(4)),
+            "records": good.replace(b"'<f4'", b"[('a','f4')]").replace(b" " * 7, b"", 1),
+            "format version": good[:6] + b"\x09\x00" + good[8:],
+            ".npz": b"PK\x03\x04" + bytes(60),
+        }
+        for says, data in cases.items():
+            with self.subTest(says):
+                self.refuse("--q", self.file(data), *self.files[2:], says=says)
+
+    def test_places_that_are_no_files(self):
+        os.mkfifo(self.path("pipe"))
+        self.inputs.add("pipe")
+        for path in (self.path("absent.npy"), self.dir, self.path("pipe"), "/dev/zero"):
+            self.refuse("--q", path, *self.files[2:])
+        self.tandem("run", *self.files, "--out", self.dir / "absent" / "o.npy", code=2)
+        self.tandem("run", *self.files, "--out", "/dev/null", code=2)
+
+    def test_a_refused_run_keeps_the_old_output(self):
+        self.inputs.add("o.npy")
+        self.path("o.npy").write_bytes(b"old")
+        self.refuse(*self.files[:2], *self.files[:2], *self.files[4:])
+        self.assertEqual(self.path("o.npy").read_bytes(), b"old")
+
+    def test_arrays_that_do_not_fit(self):
+        mask = npy_files.encode("|b1", (3, 7), [1] * 21)
+        self.refuse(*self.files, "--mask", self.file(mask), says="mask")
+        self.refuse(*self.files, "--mask", self.path("q.npy"), says="float32")
+        for values in ([0, 5, 9], [3, 2, 5], [-1, 2, 5], [0, 2**62, 5]):
+            cu = self.file(npy_files.encode("<i8", (3,), values))
+            self.inputs |= {"q3.npy", "k3.npy"}
+            q = npy_files.write_normal(self.path("q3.npy"), (5, 2, 8), 1)
+            k = npy_files.write_normal(self.path("k3.npy"), (5, 1, 8), 1)
+            self.refuse("--q", q, "--k", k, "--v", k, "--cu-seqlens-q", cu, "--cu-seqlens-k", cu,
+                        says="cu_seqlens")  # fmt: skip
+        wide = self.file(npy_files.encode("<i8", (1,), [2**40]))
+        self.refuse(*self.files, "--kv-lengths", wide, says="32 bits")
+        long = self.file(npy_files.encode("<i4", (1,), [8]))
+        self.refuse(*self.files, "--kv-lengths", long, says="lengths")
+        blocks = self.file(npy_files.encode("|b1", (1, 1, 2, 2), [1] * 4))
+        self.refuse(*self.files, "--blocks", blocks, "--block-size", "4,2", says="[B or 1, H or 1, 2, 4]")
+
+    def test_usage(self):
+        cases = [
+            ["--shape", "1,1,1,4,4"],
+            ["--shape", "1,1,1,4,-4,8"],
+            ["--shape", "1,1,1,4,x,8"],
+            ["--shape", "1,1,1,9999999999,9999999999,9999999999"],
+            ["--shape", "1,3,2,4,4,8"],
+            ["--shape", "1,1,1,4,4,8", "--dtype", "f8"],
+            ["--shape", "1,1,1,4,4,8", "--device", "tpu"],
+            ["--shape", "1,1,1,4,4,8", "--layout", "sbhd"],
+            ["--shape", "1,1,1,4,4,8", "--causal", "left"],
+            ["--shape", "1,1,1,4,4,8", "--window", "3,0"],
+            ["--shape", "1,1,1,4,4,8", "--window", "-2,0,top_left"],
+            ["--shape", "1,1,1,4,4,8", "--window", "99999999999,0,top_left"],
+            ["--shape", "1,1,1,4,4,8", "--scale", "nan"],
+            ["--shape", "1,1,1,4,4,8", "--softcap", "-1"],
+            ["--shape", "1,1,1,4,4,8", "--dropout", "1"],
+            ["--shape", "1,1,1,4,4,8", "--alibi-align", "top_left"],
+            ["--shape", "1,1,1,4,4,8", "--prefix", self.path("q.npy")],
+            ["--shape", "1,1,1,4,4,8", "--blocks", self.path("q.npy")],
+            ["--shape", "1,1,1,4,4,8", "--q-segments", self.path("q.npy")],
+            ["--shape", "1,1,1,4,4,8", "--cu-seqlens-q", self.path("q.npy")],
+            ["--shape", "1,1,1,4,4,8", "--repeat", "0"],
+            ["--shape", "1,1,1,4,4,8", "--frobnicate"],
+            [*self.files, "--shape", "1,1,1,4,4,8"],
+            [*self.files, "--dtype", "f16"],
+            self.files[:4],
+        ]
+        for arguments in cases:
+            with self.subTest(arguments):
+                self.refuse(*arguments)
+        prefix = self.file(npy_files.encode("<i4", (1,), [1]))
+        both = ["--causal", "top_left", "--window", "1,1,top_left"]
+        self.refuse("--shape", "1,1,1,4,4,8", *both, "--prefix", prefix, says="--prefix")
+        self.tandem(code=2)
+        self.tandem("dance", code=2)
+        self.tandem("run", *self.files, code=2)
+
+
+if __name__ == "__main__":
+    TANDEM = sys.argv.pop(1)
+    unittest.main()

@@ -1,6 +1,6 @@
 """The tandem command: its answers, exit codes and JSON, and what it does with bad input.
 
-    python3 cli_test.py path/to/tandem
+    python3 cli_test.py path/to/tandem [path/to/libdamage_results.so]
 """
 
 import json
@@ -16,6 +16,7 @@ import xml.etree.ElementTree
 import npy_files
 
 TANDEM = None
+DAMAGE = None  # a library that changes results
 RESULT_FIELDS = [
     "kernel", "device", "time_ms", "repeats", "tflops", "max_error", "error_over_bound",
     "empty_rows", "in_contract", "declined",
@@ -217,6 +218,20 @@ class Compare(CommandTest):
         report = self.check("--shape", "1,2,1,4500,4500,8", "--causal", "top_left", "--device", "cpu")
         self.assertEqual(report["problem"]["visible_pairs"], 2 * 4500 * 4501 // 2)
 
+    def test_a_wrong_result_is_out_of_contract(self):
+        if DAMAGE is None:
+            self.skipTest("the library that changes results was not given")
+        arguments = ["compare", "--shape", "1,2,1,5,5,8", "--device", "cpu"]
+        preload = {"LD_PRELOAD": DAMAGE}
+        text = self.tandem(*arguments, code=1, env=preload)
+        self.assertIn("OUT OF CONTRACT", text)
+        self.assertIn("head 0, row 0, out column 0", text)
+        report = json.loads(self.tandem(*arguments, "--json", code=1, env=preload))
+        for result in self.ran(report):
+            self.assertIs(result["in_contract"], False)
+            self.assertGreater(result["error_over_bound"], 1)
+            self.assertAlmostEqual(result["max_error"], 0.125, places=5)
+
     def test_the_table_for_people(self):
         text = self.tandem("compare", "--shape", "1,2,1,5,5,8", "--dtype", "f16")
         for heading in ("kernel", "device", "time", "max error", "error/bound", "empty rows", "declined"):
@@ -363,4 +378,6 @@ class BadInput(CommandTest):
 
 if __name__ == "__main__":
     TANDEM = sys.argv.pop(1)
+    if len(sys.argv) > 1 and sys.argv[1].endswith(".so"):
+        DAMAGE = sys.argv.pop(1)
     unittest.main()

@@ -96,6 +96,11 @@ bool Checker::Tensor(const char* name, const tandem_tensor* tensor,
   if (!needs_data && t.data == nullptr) return true;
   if (t.data == nullptr) return Fail("%s: data is null, must point to its elements", name);
   const int64_t alignment = std::max<int64_t>(ElementSize(static_cast<DType>(t.dtype)), 1);
+  const int64_t address = static_cast<int64_t>(reinterpret_cast<uintptr_t>(t.data));
+  if (below * alignment < -address || above * alignment > INT64_MAX - address) {
+    return Fail("%s: shape %s with its strides reaches out of the address space from data %p", name,
+                ShapeString(t).c_str(), t.data);
+  }
   if (reinterpret_cast<uintptr_t>(t.data) % static_cast<uintptr_t>(alignment) != 0) {
     return Fail("%s: data is %p, must be aligned to its element's %lld bytes", name, t.data,
                 static_cast<long long>(alignment));

@@ -6,6 +6,7 @@
 
 #include "cli/commands/commands.h"
 #include "cli/errors.h"
+#include "cli/report.h"
 
 namespace tandem::cli {
 namespace {
@@ -95,7 +96,7 @@ int Main(int argc, char** argv) {
   }
   try {
     const int code = commands.chosen();
-    if (fflush(stdout) != 0) throw BadInput("standard output cannot be written");
+    FlushStdout();
     return code;
   } catch (const BadInput& error) {
     fprintf(stderr, "tandem: %s\n", error.what());

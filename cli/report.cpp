@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <nlohmann/json.hpp>
 
+#include "cli/errors.h"
 #include "cli/options.h"
 
 namespace tandem::cli {
@@ -153,6 +154,12 @@ void PrintJson(const Report& report) {
   json["problem"] = ProblemJson(report);
   json["results"] = results;
   printf("%s\n", json.dump(2, ' ', false, Json::error_handler_t::replace).c_str());
+}
+
+void FlushStdout() {
+  if (fflush(stdout) != 0 || ferror(stdout) != 0) {
+    throw BadInput("standard output cannot be written");
+  }
 }
 
 void PrintColumns(const std::vector<std::vector<std::string>>& rows) {

@@ -40,6 +40,9 @@ void PrintJson(const Report& report);
 // A line on the problem, a table of what ran, and a sentence for each kernel that declined.
 void PrintTable(const Report& report);
 
+// Throws BadInput where stdout did not take all that was printed.
+void FlushStdout();
+
 // Columns aligned; the first row is the heading.
 void PrintColumns(const std::vector<std::vector<std::string>>& rows);
 

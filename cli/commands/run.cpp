@@ -49,11 +49,7 @@ int Run(const RunOptions& options) {
 
   progress.Step("writing the outputs");
   WriteTensor(outputs.out(), &out_file);
-  if (lse_file != nullptr) {
-    WriteTensor(outputs.lse(), lse_file.get());
-    lse_file->Commit();
-  }
-  out_file.Commit();
+  if (lse_file != nullptr) WriteTensor(outputs.lse(), lse_file.get());
 
   Result result;
   result.kernel = chosen.kernel;
@@ -69,6 +65,9 @@ int Run(const RunOptions& options) {
   } else {
     PrintTable(report);
   }
+  FlushStdout();
+  if (lse_file != nullptr) lse_file->Commit();
+  out_file.Commit();
   return 0;
 }
 

@@ -319,6 +319,15 @@ class BadInput(CommandTest):
         self.refuse(*self.files[:2], *self.files[:2], *self.files[4:])
         self.assertEqual(self.path("o.npy").read_bytes(), b"old")
 
+    def test_a_full_stdout_leaves_no_output(self):
+        with open("/dev/full", "w") as full:
+            done = subprocess.run(
+                [TANDEM, "run", *map(str, self.files), "--out", str(self.path("o.npy"))],
+                stdout=full, stderr=subprocess.PIPE, timeout=60, check=False,
+            )  # fmt: skip
+        self.assertEqual(done.returncode, 2)
+        self.assertFalse(self.path("o.npy").exists())
+
     def test_arrays_that_do_not_fit(self):
         mask = npy_files.encode("|b1", (3, 7), [1] * 21)
         self.refuse(*self.files, "--mask", self.file(mask), says="mask")

@@ -154,16 +154,24 @@ tandem_status Staging::Upload(const tandem_problem& problem, const tandem_output
   problem_ = problem;
   outputs_ = outputs;
   problem_.device_status = nullptr;  // the host has checked the data
+  // Packed sequences without a single pair: their longest length is 0, which a device problem
+  // cannot say, and no term but the lengths has a meaning.
+  const bool has_pairs =
+      validated.layout != core::Layout::kTHD || (validated.q_rows > 0 && validated.kv_rows > 0);
+  if (!has_pairs) problem_.bias = nullptr;
   for (const tandem_tensor** slot : {&problem_.q, &problem_.k, &problem_.v, &problem_.bias,
                                      &problem_.alibi_slopes, &problem_.sink}) {
     const tandem_status status = Stage(slot);
     if (status != TANDEM_STATUS_OK) return status;
   }
   for (int t = 0; t < problem.mask_term_count; ++t) {
+    const tandem_mask_kind kind = problem.mask_terms[t]->kind;
+    if (!has_pairs && kind != TANDEM_MASK_PACKED && kind != TANDEM_MASK_LENGTHS) continue;
     const tandem_status status = StageTerm(problem.mask_terms[t], validated);
     if (status != TANDEM_STATUS_OK) return status;
   }
   problem_.mask_terms = term_pointers_.data();
+  problem_.mask_term_count = static_cast<int32_t>(term_pointers_.size());
   const tandem_status status = StageOutput(&outputs_.out);
   return status == TANDEM_STATUS_OK ? StageOutput(&outputs_.lse) : status;
 }

@@ -67,7 +67,7 @@ bool MustAccept(const Kernel& kernel, const CaseSpec& spec) {
   const tandem_dtype named = NamedType(kernel.name);
   if (named != TANDEM_DTYPE_UNSET && named != spec.dtype) return false;
   const int64_t widest = std::max(spec.qk_dim, spec.v_dim);
-  if (kernel.name == "reference.cpu") return true;
+  if (kernel.name == "reference.cpu" || kernel.name == "fake_cuda.reference") return true;
   if (kernel.name.starts_with("flash_cpu.")) return widest <= 512;
   if (kernel.name.starts_with("efficient_cuda.")) return widest <= 256;
   return false;

@@ -139,13 +139,14 @@ class TestSegments final : public Term {
  public:
   TestSegments(const TermSpec& spec, const Extents& extents, Random& random)
       : packed_(extents.packed),
-        q_(TANDEM_DTYPE_I32, packed_ ? Shape{extents.q_total}
-                                     : Shape{Extent(spec.per_batch, extents.batch), extents.q_len}, Strides{},
-           extents.placement),
-        kv_(TANDEM_DTYPE_I32, packed_
-                                  ? Shape{extents.kv_total}
-                                  : Shape{Extent(spec.per_batch, extents.batch), extents.kv_len}, Strides{},
-            extents.placement) {
+        q_(TANDEM_DTYPE_I32,
+           packed_ ? Shape{extents.q_total}
+                   : Shape{Extent(spec.per_batch, extents.batch), extents.q_len},
+           Strides{}, extents.placement),
+        kv_(TANDEM_DTYPE_I32,
+            packed_ ? Shape{extents.kv_total}
+                    : Shape{Extent(spec.per_batch, extents.batch), extents.kv_len},
+            Strides{}, extents.placement) {
     Fill(spec, q_, random);
     Fill(spec, kv_, random);
     term_.q_segments = q_.get();

@@ -5,6 +5,7 @@
 
 #include <cstring>
 #include <new>
+#include <utility>
 
 namespace tandem::test {
 namespace {
@@ -46,7 +47,17 @@ Memory::Memory(int64_t size, int64_t element_size, Placement placement) : size_(
   }
 }
 
-Memory::~Memory() { munmap(mapping_, mapping_size_); }
+Memory::Memory(Memory&& other) noexcept
+    : mapping_(std::exchange(other.mapping_, nullptr)),
+      mapping_size_(other.mapping_size_),
+      begin_(other.begin_),
+      accessible_(other.accessible_),
+      data_(other.data_),
+      size_(other.size_) {}
+
+Memory::~Memory() {
+  if (mapping_ != nullptr) munmap(mapping_, mapping_size_);
+}
 
 bool Memory::BordersAreIntact() const {
   for (const uint8_t* byte = begin_; byte < begin_ + accessible_; ++byte) {

@@ -18,8 +18,8 @@ class Memory {
   // `size` bytes; `element_size` only says how far kMisaligned moves the data.
   Memory(int64_t size, int64_t element_size, Placement placement);
   ~Memory();
-  Memory(const Memory&) = delete;
-  Memory& operator=(const Memory&) = delete;
+  Memory(Memory&& other) noexcept;
+  Memory& operator=(Memory&&) = delete;
 
   uint8_t* data() const { return data_; }
   int64_t size() const { return size_; }

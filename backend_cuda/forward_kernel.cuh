@@ -100,11 +100,15 @@ class ForwardBlock {
 
  private:
   static constexpr int kPlanes = kPolicy.planes;
+  static constexpr int kProbabilityParts = kPolicy.probability_parts;
   static constexpr int kKeyTiles = kPolicy.block_keys / 8;  // of 8 keys, in a step
   static constexpr int kHeadSteps = kHeadDim / 16;
   static constexpr int kQueryPlaneBytes = kPolicy.query_bytes / kPlanes;
   static constexpr int kKeyPlaneBytes = kPolicy.key_bytes / kPlanes;
   static constexpr bool kIsF32 = kDType == DType::kF32;
+  // Products over the whole padded head dimension are compiled without tests in between, so that
+  // fragment loads run ahead. The six products of f32 hide the loads without that.
+  static constexpr bool kHasWholeProducts = !kIsF32;
   static_assert(kKeyTiles * 4 <= 32, "a thread's present bits are one word");
   static_assert(core::kTile % kPolicy.block_keys == 0, "a step lies in one canonical tile");
   static_assert(kPolicy.threads <= 128, "the tile list holds one entry per thread");
@@ -201,7 +205,11 @@ class ForwardBlock {
         state_.value_flags[(step + 1) & 1] = 0;
       }
       float scores[kKeyTiles][4];
-      MultiplyQueryKey(scores);
+      if (kHasWholeProducts && problem_.qk_dim > kHeadDim - 16) {
+        MultiplyQueryKey<true>(scores);
+      } else {
+        MultiplyQueryKey<false>(scores);
+      }
       __syncthreads();  // K may be overwritten
       if (step + 1 < count) StageKeys(ListedKey(chunk, step + 1), step + 1);
       CommitCopies();
@@ -222,7 +230,11 @@ class ForwardBlock {
       __syncthreads();  // V is there
       const uint64_t taken_out = state_.value_flags[step & 1];
       if (taken_out != 0) AddTakenOutValues(scores, first_key, kept, taken_out);
-      MultiplyProbabilityValue(scores);
+      if (kHasWholeProducts && problem_.v_dim > kHeadDim - 16) {
+        MultiplyProbabilityValue<true>(scores);
+      } else {
+        MultiplyProbabilityValue<false>(scores);
+      }
       __syncthreads();  // V may be overwritten
       if (step + 1 < count) StageValues(ListedKey(chunk, step + 1), step + 1);
       CommitCopies();
@@ -239,15 +251,17 @@ class ForwardBlock {
   // accumulator += a * b. For f32 the products of the parts, small ones first, are summed apart
   // from the accumulator: the tensor cores truncate where f32 addition rounds, and truncation over
   // many steps would add up.
+  template <int kParts>
   __device__ __forceinline__ void MultiplyAdd(float (&accumulator)[4],
-                                              const uint32_t (&a)[kPlanes][4],
+                                              const uint32_t (&a)[kParts][4],
                                               const uint32_t (&b)[kPlanes][4], int half) {
     const auto multiply = [&](float(&sum)[4], int a_plane, int b_plane) {
       MultiplyAccumulate<kMathType<kDType>>(sum, a[a_plane], b[b_plane][2 * half],
                                             b[b_plane][2 * half + 1]);
     };
     if constexpr (!kIsF32) {
-      multiply(accumulator, 0, 0);
+#pragma unroll
+      for (int part = kParts - 1; part >= 0; --part) multiply(accumulator, part, 0);
     } else {
       float small[4] = {0.0f, 0.0f, 0.0f, 0.0f};
       float large[4] = {0.0f, 0.0f, 0.0f, 0.0f};
@@ -262,7 +276,9 @@ class ForwardBlock {
     }
   }
 
-  // S = Q K^T, unscaled.
+  // S = Q K^T, unscaled. kIsWhole: the head dimension fills the padded one, and no step is left
+  // out.
+  template <bool kIsWhole>
   __device__ __forceinline__ void MultiplyQueryKey(float (&scores)[kKeyTiles][4]) {
 #pragma unroll
     for (int n = 0; n < kKeyTiles; ++n) {
@@ -273,7 +289,7 @@ class ForwardBlock {
     const int chunk = (lane_ >> 3) & 1;
 #pragma unroll
     for (int step = 0; step < kHeadSteps; ++step) {
-      if (16 * step >= problem_.qk_dim) break;
+      if (!kIsWhole && 16 * step >= problem_.qk_dim) break;
       uint32_t a[kPlanes][4];
 #pragma unroll
       for (int plane = 0; plane < kPlanes; ++plane) {
@@ -298,26 +314,23 @@ class ForwardBlock {
     }
   }
 
-  // O += P V. P is rounded to the input type; in f32 it is split.
+  // O += P V.
+  template <bool kIsWhole>
   __device__ __forceinline__ void MultiplyProbabilityValue(const float (&scores)[kKeyTiles][4]) {
 #pragma unroll
     for (int step = 0; step < kKeyTiles / 2; ++step) {
-      uint32_t a[kPlanes][4];
+      uint32_t a[kProbabilityParts][4];
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
         const float(&tile)[4] = scores[2 * step + e / 2];
-        if constexpr (kIsF32) {
-          uint32_t part[3];
-          SplitPair(tile[2 * (e % 2)], tile[2 * (e % 2) + 1], part);
+        uint32_t part[kProbabilityParts];
+        SplitPair<kMathType<kDType>>(tile[2 * (e % 2)], tile[2 * (e % 2) + 1], part);
 #pragma unroll
-          for (int plane = 0; plane < kPlanes; ++plane) a[plane][e] = part[plane];
-        } else {
-          a[0][e] = PackPair<kDType>(tile[2 * (e % 2)], tile[2 * (e % 2) + 1]);
-        }
+        for (int i = 0; i < kProbabilityParts; ++i) a[i][e] = part[i];
       }
 #pragma unroll
       for (int pair = 0; pair < kHeadSteps; ++pair) {
-        if (16 * pair >= problem_.v_dim) break;
+        if (!kIsWhole && 16 * pair >= problem_.v_dim) break;
         uint32_t b[kPlanes][4];
         const int offset = ChunkOffset<kHeadDim>(16 * step + (lane_ & 15), 2 * pair + (lane_ >> 4));
 #pragma unroll
@@ -577,7 +590,8 @@ class ForwardBlock {
 };
 
 template <DType kDType, int kHeadDim>
-__global__ void __launch_bounds__(ForwardPolicy(kDType, kHeadDim).threads)
+__global__ void __launch_bounds__(ForwardPolicy(kDType, kHeadDim).threads,
+                                  ForwardPolicy(kDType, kHeadDim).blocks_per_multiprocessor)
     ForwardKernel(const __grid_constant__ ForwardParams params) {
   extern __shared__ __align__(128) char shared[];
   const int64_t item = int64_t{blockIdx.y} * gridDim.x + blockIdx.x;

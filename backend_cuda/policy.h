@@ -41,12 +41,14 @@ struct BlockState {
 };
 
 struct TilePolicy {
-  int head_dim;    // padded
-  int planes;      // 16-bit parts of one element: 1, or 3 for f32 = bf16 + bf16 + bf16
-  int block_rows;  // query rows of a block; 16 to a warp
-  int block_keys;  // keys of a step; divides the canonical 64
+  int head_dim;           // padded
+  int planes;             // 16-bit parts of one element: 1, or 3 for f32 = bf16 + bf16 + bf16
+  int probability_parts;  // 16-bit parts of one probability in its product with V
+  int block_rows;         // query rows of a block; 16 to a warp
+  int block_keys;         // keys of a step; divides the canonical 64
   int threads;
-  bool query_in_registers;  // else its fragments are read from shared memory in every step
+  int blocks_per_multiprocessor;  // that the registers must leave room for
+  bool query_in_registers;        // else its fragments are read from shared memory in every step
   int query_bytes;
   int key_bytes;  // of the K tile and of the V tile
   int shared_bytes;
@@ -60,12 +62,14 @@ constexpr TilePolicy ForwardPolicy(core::DType dtype, int head_dim) {
   TilePolicy policy = {};
   policy.head_dim = head_dim;
   policy.planes = is_f32 ? 3 : 1;
+  policy.probability_parts = is_f32 ? 3 : 1;
   policy.block_rows = is_f32 && head_dim > 128 ? 32 : 64;
   policy.block_keys = 64;
   if (is_f32 && head_dim > 64) policy.block_keys = head_dim > 128 ? 16 : 32;
   if (!is_f32 && head_dim > 128) policy.block_keys = 32;
   policy.threads = policy.block_rows / 16 * kWarpSize;
-  policy.query_in_registers = !is_f32 && head_dim <= 128;
+  policy.blocks_per_multiprocessor = !is_f32 && head_dim <= 32 ? 3 : 2;
+  policy.query_in_registers = !is_f32 && head_dim <= 32;
   policy.query_bytes = policy.planes * policy.block_rows * head_dim * 2;
   policy.key_bytes = policy.planes * policy.block_keys * head_dim * 2;
   policy.shared_bytes =

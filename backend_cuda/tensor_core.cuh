@@ -93,6 +93,17 @@ __device__ __forceinline__ uint32_t PackPair(float low, float high) {
   return packed;
 }
 
+template <DType kType>
+__device__ __forceinline__ float UnpackLow(uint32_t packed) {
+  if constexpr (kType == DType::kBF16) return core::BitsToFloat(packed << 16);
+  return __half2float(__ushort_as_half(static_cast<unsigned short>(packed)));
+}
+template <DType kType>
+__device__ __forceinline__ float UnpackHigh(uint32_t packed) {
+  if constexpr (kType == DType::kBF16) return core::BitsToFloat(packed & 0xffff0000u);
+  return __half2float(__ushort_as_half(static_cast<unsigned short>(packed >> 16)));
+}
+
 // Elements of device memory by the hardware's conversions; the values of core::LoadFloat and
 // core::StoreFloat.
 __device__ __forceinline__ float LoadElement(const void* data, DType dtype, int64_t index) {

@@ -77,15 +77,16 @@ __device__ __forceinline__ bool IsExceptionalValue(float x) {
   return magnitude >= 0x7f000000u || (magnitude != 0 && magnitude < 0x09000000u);
 }
 
-// Two floats as three registers of bf16 pairs, x = part[0] + part[1] + part[2].
-__device__ __forceinline__ void SplitPair(float x0, float x1, uint32_t (&part)[3]) {
-  part[0] = PackPair<DType::kBF16>(x0, x1);
-  x0 -= core::BitsToFloat(part[0] << 16);
-  x1 -= core::BitsToFloat(part[0] & 0xffff0000u);
-  part[1] = PackPair<DType::kBF16>(x0, x1);
-  x0 -= core::BitsToFloat(part[1] << 16);
-  x1 -= core::BitsToFloat(part[1] & 0xffff0000u);
-  part[2] = PackPair<DType::kBF16>(x0, x1);
+// Two floats as the sum of kParts pairs of f16 or bf16, each the rest of the ones before it rounded
+// to nearest.
+template <DType kType, int kParts>
+__device__ __forceinline__ void SplitPair(float x0, float x1, uint32_t (&part)[kParts]) {
+#pragma unroll
+  for (int i = 0; i < kParts; ++i) {
+    part[i] = PackPair<kType>(x0, x1);
+    x0 -= UnpackLow<kType>(part[i]);
+    x1 -= UnpackHigh<kType>(part[i]);
+  }
 }
 
 template <TileUse kUse>
@@ -104,7 +105,8 @@ __device__ __forceinline__ void SplitChunk(float (&x)[8], char* shared, int plan
   if (flagged) RaiseFlag(flags, row);
   uint32_t part[4][3];
 #pragma unroll
-  for (int pair = 0; pair < 4; ++pair) SplitPair(x[2 * pair], x[2 * pair + 1], part[pair]);
+  for (int pair = 0; pair < 4; ++pair)
+    SplitPair<DType::kBF16>(x[2 * pair], x[2 * pair + 1], part[pair]);
 #pragma unroll
   for (int plane = 0; plane < 3; ++plane) {
     StoreChunk(shared + plane * plane_bytes, part[0][plane], part[1][plane], part[2][plane],

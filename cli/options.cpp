@@ -101,8 +101,7 @@ void AddDeviceOptions(CLI::App* command, DeviceOptions* o) {
 
 void AddMeasureOptions(CLI::App* command, DeviceOptions* o) {
   command->add_option("--threads", o->threads, "CPU threads; 0 (default): OpenMP's choice")
-      ->type_name("N")
-      ->check(CLI::Range(0, 65536));
+      ->type_name("N");
   command
       ->add_option("--repeat", o->repeat,
                    "timed runs, after one that is not counted; default: 5, fewer when slow")

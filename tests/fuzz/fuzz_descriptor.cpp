@@ -198,9 +198,10 @@ class Descriptor {
       problem_.global_q_len = problem_.q_offset + q_rows_ + bytes_.Below(4);
     }
     if (which & 128) options_.kernel = "reference.cpu";
-    options_.threads = static_cast<int32_t>(bytes_.Below(3));
-    fields32_.insert(fields32_.end(), {&problem_.has_scale, &problem_.alibi_alignment,
-                                       &options_.device_type, &options_.device_index});
+    options_.threads = 1;
+    fields32_.insert(fields32_.end(),
+                     {&problem_.has_scale, &problem_.alibi_alignment, &options_.device_type,
+                      &options_.device_index, &options_.threads});
     fields64_.insert(fields64_.end(),
                      {&problem_.q_offset, &problem_.kv_offset, &problem_.global_q_len,
                       &problem_.global_kv_len, &problem_.page_size});

@@ -22,8 +22,8 @@ CaseSpec Base(const char* name, tandem_dtype dtype) {
   spec.batch = 3;
   spec.q_heads = 4;
   spec.kv_heads = 2;
-  spec.q_rows = 150;
-  spec.kv_rows = 333;
+  spec.q_rows = 70;
+  spec.kv_rows = 200;
   spec.qk_dim = 64;
   spec.v_dim = 64;
   return spec;
@@ -43,12 +43,12 @@ std::vector<CaseSpec> Specs() {
     specs.push_back(masked);
     CaseSpec decode = Base("decode", dtype);  // short queries, where keys may be split
     decode.q_rows = 1;
-    decode.kv_rows = 1500;
+    decode.kv_rows = 900;
     specs.push_back(decode);
     CaseSpec packed = Base("packed", dtype);
     packed.layout = TANDEM_LAYOUT_THD;
-    packed.q_lens = {150, 1, 90};
-    packed.kv_lens = {333, 200, 64};
+    packed.q_lens = {70, 1, 65};
+    packed.kv_lens = {200, 130, 64};
     packed.terms = {Causal(TANDEM_ALIGN_BOTTOM_RIGHT), Dense(4)};
     specs.push_back(packed);
     for (size_t n = specs.size() - 4; n < specs.size(); ++n) specs[n].name += suffix;

@@ -315,7 +315,8 @@ class Descriptor {
         break;
       case 4: {
         void** data = Pick(data_);
-        *data = bytes_.Coin() ? nullptr : static_cast<unsigned char*>(*data) + 1;
+        const bool is_kept = *data != nullptr && !bytes_.Coin();
+        *data = is_kept ? static_cast<unsigned char*>(*data) + 1 : nullptr;
         break;
       }
       case 5: {

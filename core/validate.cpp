@@ -426,7 +426,8 @@ class ProblemValidator {
            (in_.bias == nullptr || check_.Disjoint(name, t, "bias", *in_.bias)) &&
            (in_.sink == nullptr || check_.Disjoint(name, t, "sink", *in_.sink)) &&
            (in_.alibi_slopes == nullptr ||
-            check_.Disjoint(name, t, "alibi_slopes", *in_.alibi_slopes));
+            check_.Disjoint(name, t, "alibi_slopes", *in_.alibi_slopes)) &&
+           DisjointFromTerms(in_, &check_, name, t);
   }
 
   bool Gradients(const tandem_gradients& gradients) {

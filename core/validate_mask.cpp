@@ -1,6 +1,7 @@
 #include "core/validate_mask.h"
 
 #include <string>
+#include <vector>
 
 #include "core/mask_prepare.h"
 
@@ -441,6 +442,48 @@ class TermValidator {
   std::string prefix_;
 };
 
+struct TermTensor {
+  const char* name;
+  const tandem_tensor* tensor;  // null: not given
+};
+
+// The arrays of a valid term.
+std::vector<TermTensor> TensorsOf(const tandem_mask_term& head) {
+  switch (head.kind) {
+    case TANDEM_MASK_BAND: {
+      const auto& term = reinterpret_cast<const tandem_band_term&>(head);
+      return {{"left_per_head", term.left_per_head},
+              {"right_per_head", term.right_per_head},
+              {"prefix", term.prefix}};
+    }
+    case TANDEM_MASK_ROW_RANGES:
+      return {{"ranges", reinterpret_cast<const tandem_row_ranges_term&>(head).ranges}};
+    case TANDEM_MASK_LENGTHS: {
+      const auto& term = reinterpret_cast<const tandem_lengths_term&>(head);
+      return {{"q_lengths", term.q_lengths}, {"kv_lengths", term.kv_lengths}};
+    }
+    case TANDEM_MASK_PACKED: {
+      const auto& term = reinterpret_cast<const tandem_packed_term&>(head);
+      return {{"cu_seqlens_q", term.cu_seqlens_q}, {"cu_seqlens_k", term.cu_seqlens_k}};
+    }
+    case TANDEM_MASK_SEGMENTS: {
+      const auto& term = reinterpret_cast<const tandem_segments_term&>(head);
+      return {{"q_segments", term.q_segments}, {"kv_segments", term.kv_segments}};
+    }
+    case TANDEM_MASK_DENSE: {
+      const auto& term = reinterpret_cast<const tandem_dense_term&>(head);
+      return {{"mask", term.mask}, {"sequence_offsets", term.sequence_offsets}};
+    }
+    default: {
+      const auto& term = reinterpret_cast<const tandem_block_sparse_term&>(head);
+      return {{"counts", term.counts},
+              {"indices", term.indices},
+              {"full_counts", term.full_counts},
+              {"full_indices", term.full_indices}};
+    }
+  }
+}
+
 // On the host every sequence's matrix of a dense term with offsets lies inside the mask.
 bool SequenceOffsetsInRange(Checker* check, const Problem& p) {
   for (int t = 0; t < p.sources.dense_count; ++t) {
@@ -473,6 +516,19 @@ bool PackedSequences(const tandem_problem& in, Checker* check, Problem* p) {
 bool MaskTerms(const tandem_problem& in, Checker* check, Problem* p) {
   if (!TermValidator(in, check, p).All()) return false;
   return in.q->device_type != TANDEM_DEVICE_CPU || SequenceOffsetsInRange(check, *p);
+}
+
+bool DisjointFromTerms(const tandem_problem& in, Checker* check, const char* name,
+                       const tandem_tensor& output) {
+  for (int t = 0; t < in.mask_term_count; ++t) {
+    const tandem_mask_term* term = in.mask_terms[t];
+    for (const TermTensor& part : TensorsOf(*term)) {
+      if (part.tensor == nullptr) continue;
+      const std::string other = "mask_terms[" + std::to_string(t) + "]." + part.name;
+      if (!check->Disjoint(name, output, other.c_str(), *part.tensor)) return false;
+    }
+  }
+  return true;
 }
 
 bool ScoreMatrixStrides(const char* name, const tandem_tensor& tensor, const Problem& p,

@@ -21,6 +21,10 @@ bool ScoreMatrixStrides(const char* name, const tandem_tensor& tensor, const Pro
                         Checker* check, int64_t* batch_stride, int64_t* head_stride,
                         int64_t* row_stride, int64_t* column_stride);
 
+// An output's memory lies outside every array of the mask terms.
+bool DisjointFromTerms(const tandem_problem& in, Checker* check, const char* name,
+                       const tandem_tensor& output);
+
 // The prepared mask's size does not overflow.
 bool PreparationFits(Checker* check, const Problem& p);
 

@@ -126,6 +126,12 @@ std::vector<BadValue> ProblemValues() {
          tandem_tensor& out = s.Own(&s.outputs.out);
          out.data = static_cast<float*>(s.problem.v->data) + 5;
        }},
+      {"out_is_the_mask",
+       false,
+       {"out", "].mask", "overlap"},
+       [](S& s) {
+         s.Own(&s.Term<tandem_dense_term>(TANDEM_MASK_DENSE).mask).data = s.outputs.out->data;
+       }},
       {"lse_is_out",
        false,
        {"lse", "out", "overlap"},

@@ -26,8 +26,14 @@ using core::Array4;
 using core::Problem;
 using core::Sequence;
 
-// <q, k> of an f32 row and key as plain f32 arithmetic gives it. Not inlined: it is rare, and its
-// callers are unrolled.
+// A call, because its callers are unrolled.
+static __device__ __noinline__ uint4 DrawWords(const core::Dropout& dropout, int64_t head_index,
+                                               int64_t i, int64_t j) {
+  const core::Philox4 words = core::DropoutWords(dropout, head_index, i, j);
+  return make_uint4(words.word[0], words.word[1], words.word[2], words.word[3]);
+}
+
+// <q, k> of an f32 row and key as plain f32 arithmetic gives it. A call likewise.
 static __device__ __noinline__ float PlainProduct(const Problem& problem, const Sequence& s,
                                                   int64_t head, int64_t row, int64_t key) {
   const float* q =
@@ -62,7 +68,6 @@ class ForwardBlock {
     const int64_t row_block = row_blocks - 1 - item % row_blocks;
     const int64_t batch = item / row_blocks / problem_.q_heads;
     const int64_t head = item / row_blocks % problem_.q_heads;
-    first_row_ = row_block * kPolicy.block_rows;
     if (threadIdx.x == 0) {
       int32_t status = 0;
       const Sequence sequence = core::ResolveSequence(problem_, batch, &status);
@@ -72,35 +77,31 @@ class ForwardBlock {
       const int64_t kv_head = head / problem_.group;
       state_.sequence = sequence;
       state_.head = head;
+      state_.first_row = row_block * kPolicy.block_rows;
       state_.keys = MakeRowSource<kDType>(
           problem_.k, core::KeyOffset(problem_.k, sequence, kv_head, 0), problem_.qk_dim);
       state_.values = MakeRowSource<kDType>(
           problem_.v, core::KeyOffset(problem_.v, sequence, kv_head, 0), problem_.v_dim);
       state_.query_flags = 0;
+      FindTileRange();
     }
     __syncthreads();
-    const Sequence& s = state_.sequence;
-    if (first_row_ >= s.q_rows) return;
+    if (state_.first_row >= state_.rows_end) return;
 
     StageQuery();
     for (int n = 0; n < kHeadDim / 8; ++n) {
       for (int e = 0; e < 4; ++e) output_[n][e] = 0.0f;
     }
-    const int64_t rows_end = core::Min<int64_t>(first_row_ + kPolicy.block_rows, s.q_rows);
-    const core::Interval hull =
-        core::VisibleKeyHull(problem_.mask, s, state_.head, first_row_, rows_end);
-    const int64_t first_tile = hull.begin / kPolicy.block_keys;
-    const int64_t end_tile = core::CeilDiv<int64_t>(hull.end, kPolicy.block_keys);
-    for (int64_t chunk = first_tile; chunk < end_tile; chunk += kPolicy.threads) {
-      ListVisibleTiles(chunk, end_tile, rows_end);
-      VisitListedTiles(chunk);
+    for (int64_t tile = state_.tile_begin; tile < state_.tile_end;
+         tile = state_.list_begin + kPolicy.threads) {
+      ListVisibleTiles(tile);
+      VisitListedTiles();
     }
     WriteRows();
   }
 
  private:
   static constexpr int kPlanes = kPolicy.planes;
-  static constexpr int kProbabilityParts = kPolicy.probability_parts;
   static constexpr int kKeyTiles = kPolicy.block_keys / 8;  // of 8 keys, in a step
   static constexpr int kHeadSteps = kHeadDim / 16;
   static constexpr int kQueryPlaneBytes = kPolicy.query_bytes / kPlanes;
@@ -115,12 +116,21 @@ class ForwardBlock {
 
   // ---- setup ----
 
+  __device__ __forceinline__ void FindTileRange() {
+    const Sequence& s = state_.sequence;
+    state_.rows_end = core::Min<int64_t>(state_.first_row + kPolicy.block_rows, s.q_rows);
+    const core::Interval hull =
+        core::VisibleKeyHull(problem_.mask, s, state_.head, state_.first_row, state_.rows_end);
+    state_.tile_begin = hull.begin / kPolicy.block_keys;
+    state_.tile_end = core::CeilDiv<int64_t>(hull.end, kPolicy.block_keys);
+  }
+
   __device__ __forceinline__ void StageQuery() {
     const Sequence& s = state_.sequence;
     const RowSource source = MakeRowSource<kDType>(
         problem_.q, core::QueryOffset(problem_.q, s, state_.head, 0), problem_.qk_dim);
     StageTile<kDType, kHeadDim, kPolicy.block_rows, kPolicy.threads, TileUse::kScores>(
-        source, first_row_, s.q_rows, query_tile_, &state_.query_flags);
+        source, state_.first_row, s.q_rows, query_tile_, &state_.query_flags);
     CommitCopies();
     WaitCopies<0>();
     __syncthreads();
@@ -135,15 +145,14 @@ class ForwardBlock {
     LoadMatrices(fragment, SharedAddress(query_tile_ + plane * kQueryPlaneBytes + offset));
   }
 
-  // Lists the tiles of [chunk, chunk + threads) that are not EMPTY.
-  __device__ __forceinline__ void ListVisibleTiles(int64_t chunk, int64_t end_tile,
-                                                   int64_t rows_end) {
-    const int64_t tile = chunk + threadIdx.x;
+  // Lists the tiles of [begin, begin + threads) that are not EMPTY.
+  __device__ __forceinline__ void ListVisibleTiles(int64_t begin) {
+    const int64_t tile = begin + threadIdx.x;
     core::TileClass tile_class = core::TileClass::kEmpty;
-    if (tile < end_tile) {
-      tile_class =
-          core::ClassifyTile(problem_.mask, state_.sequence, state_.head, first_row_, rows_end,
-                             tile * kPolicy.block_keys, (tile + 1) * kPolicy.block_keys);
+    if (tile < state_.tile_end) {
+      tile_class = core::ClassifyTile(problem_.mask, state_.sequence, state_.head, state_.first_row,
+                                      state_.rows_end, tile * kPolicy.block_keys,
+                                      (tile + 1) * kPolicy.block_keys);
     }
     const bool is_listed = tile_class != core::TileClass::kEmpty;
     const uint32_t ballot = __ballot_sync(~0u, is_listed);
@@ -163,12 +172,15 @@ class ForwardBlock {
       state_.list[position] =
           static_cast<uint16_t>(4 * threadIdx.x + static_cast<uint32_t>(tile_class));
     }
-    if (threadIdx.x == 0) state_.list_count = count;
+    if (threadIdx.x == 0) {
+      state_.list_count = count;
+      state_.list_begin = begin;
+    }
     __syncthreads();
   }
 
-  __device__ __forceinline__ int64_t ListedKey(int64_t chunk, int step) {
-    return (chunk + (state_.list[step] >> 2)) * kPolicy.block_keys;
+  __device__ __forceinline__ int64_t ListedKey(int step) const {
+    return (state_.list_begin + (state_.list[step] >> 2)) * kPolicy.block_keys;
   }
 
   // ---- the loop ----
@@ -186,18 +198,24 @@ class ForwardBlock {
         &state_.value_flags[step & 1]);
   }
 
-  __device__ __forceinline__ void VisitListedTiles(int64_t chunk) {
+  __device__ __forceinline__ void VisitListedTiles() {
     const int count = state_.list_count;
     if (count == 0) return;
-    StageKeys(ListedKey(chunk, 0), 0);
+    StageKeys(ListedKey(0), 0);
     CommitCopies();
-    StageValues(ListedKey(chunk, 0), 0);
+    StageValues(ListedKey(0), 0);
     CommitCopies();
     for (int step = 0; step < count; ++step) {
-      const int64_t first_key = ListedKey(chunk, step);
+      const int64_t first_key = ListedKey(step);
       const bool is_partial =
           (state_.list[step] & 3) == static_cast<int>(core::TileClass::kPartial);
-      if (is_partial && threadIdx.x < kPolicy.block_rows) FindVisibleWord(first_key);
+      if (is_partial && threadIdx.x < kPolicy.block_rows) {
+        const int64_t row = state_.first_row + threadIdx.x;
+        state_.visible_words[threadIdx.x] =
+            row < state_.rows_end
+                ? core::VisibleWord(problem_.mask, state_.sequence, state_.head, row, first_key)
+                : 0;
+      }
       WaitCopies<1>();
       __syncthreads();  // K and the visible words are there
       if (threadIdx.x == 0) {
@@ -211,7 +229,7 @@ class ForwardBlock {
         MultiplyQueryKey<false>(scores);
       }
       __syncthreads();  // K may be overwritten
-      if (step + 1 < count) StageKeys(ListedKey(chunk, step + 1), step + 1);
+      if (step + 1 < count) StageKeys(ListedKey(step + 1), step + 1);
       CommitCopies();
 
       const bool hides_pairs =
@@ -236,32 +254,23 @@ class ForwardBlock {
         MultiplyProbabilityValue<false>(scores);
       }
       __syncthreads();  // V may be overwritten
-      if (step + 1 < count) StageValues(ListedKey(chunk, step + 1), step + 1);
+      if (step + 1 < count) StageValues(ListedKey(step + 1), step + 1);
       CommitCopies();
     }
-  }
-
-  __device__ __forceinline__ void FindVisibleWord(int64_t first_key) {
-    const Sequence& s = state_.sequence;
-    const int64_t row = first_row_ + threadIdx.x;
-    state_.visible_words[threadIdx.x] =
-        row < s.q_rows ? core::VisibleWord(problem_.mask, s, state_.head, row, first_key) : 0;
   }
 
   // accumulator += a * b. For f32 the products of the parts, small ones first, are summed apart
   // from the accumulator: the tensor cores truncate where f32 addition rounds, and truncation over
   // many steps would add up.
-  template <int kParts>
   __device__ __forceinline__ void MultiplyAdd(float (&accumulator)[4],
-                                              const uint32_t (&a)[kParts][4],
+                                              const uint32_t (&a)[kPlanes][4],
                                               const uint32_t (&b)[kPlanes][4], int half) {
     const auto multiply = [&](float(&sum)[4], int a_plane, int b_plane) {
       MultiplyAccumulate<kMathType<kDType>>(sum, a[a_plane], b[b_plane][2 * half],
                                             b[b_plane][2 * half + 1]);
     };
     if constexpr (!kIsF32) {
-#pragma unroll
-      for (int part = kParts - 1; part >= 0; --part) multiply(accumulator, part, 0);
+      multiply(accumulator, 0, 0);
     } else {
       float small[4] = {0.0f, 0.0f, 0.0f, 0.0f};
       float large[4] = {0.0f, 0.0f, 0.0f, 0.0f};
@@ -319,14 +328,14 @@ class ForwardBlock {
   __device__ __forceinline__ void MultiplyProbabilityValue(const float (&scores)[kKeyTiles][4]) {
 #pragma unroll
     for (int step = 0; step < kKeyTiles / 2; ++step) {
-      uint32_t a[kProbabilityParts][4];
+      uint32_t a[kPlanes][4];
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
         const float(&tile)[4] = scores[2 * step + e / 2];
-        uint32_t part[kProbabilityParts];
+        uint32_t part[kPlanes];
         SplitPair<kMathType<kDType>>(tile[2 * (e % 2)], tile[2 * (e % 2) + 1], part);
 #pragma unroll
-        for (int i = 0; i < kProbabilityParts; ++i) a[i][e] = part[i];
+        for (int i = 0; i < kPlanes; ++i) a[i][e] = part[i];
       }
 #pragma unroll
       for (int pair = 0; pair < kHeadSteps; ++pair) {
@@ -348,7 +357,7 @@ class ForwardBlock {
 
   // Row r (0 or 1) of this thread, and its first key in tile n of a step.
   __device__ __forceinline__ int64_t ThreadRow(int r) const {
-    return first_row_ + 16 * warp_ + (lane_ >> 2) + 8 * r;
+    return state_.first_row + 16 * warp_ + (lane_ >> 2) + 8 * r;
   }
   __device__ __forceinline__ int ThreadKey(int n) const { return 8 * n + 2 * (lane_ & 3); }
 
@@ -364,30 +373,41 @@ class ForwardBlock {
     }
   }
 
+  // This thread's visible pairs of a partial tile, bit 4 n + e for scores[n][e].
+  __device__ __forceinline__ uint32_t PartialTileBits() const {
+    uint32_t bits = 0;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const uint64_t word =
+          state_.visible_words[ThreadRow(r) - state_.first_row] >> (2 * (lane_ & 3));
+#pragma unroll
+      for (int n = 0; n < kKeyTiles; ++n) {
+        bits |= (static_cast<uint32_t>(word >> (8 * n)) & 3u) << (4 * n + 2 * r);
+      }
+    }
+    return bits;
+  }
+  // Likewise of a full tile: all of them, but for the rows that the block has beyond the tensor's.
+  __device__ __forceinline__ uint32_t FullTileBits() const {
+    const int64_t rows = state_.sequence.q_rows;
+    return (ThreadRow(0) < rows ? 0x33333333u : 0u) | (ThreadRow(1) < rows ? 0xccccccccu : 0u);
+  }
+
   // From products to scores: scale, softcap, bias, ALiBi, and -inf where nothing is visible.
   // Returns the visible pairs, bit 4 n + e for scores[n][e].
   __device__ __forceinline__ uint32_t FinishScores(float (&scores)[kKeyTiles][4], int64_t first_key,
                                                    int step, bool is_partial) {
     const Sequence& s = state_.sequence;
-    uint64_t words[2];
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      const int64_t row = ThreadRow(r);
-      words[r] =
-          is_partial ? state_.visible_words[row - first_row_] : (row < s.q_rows ? ~uint64_t{0} : 0);
-    }
-    uint32_t present = 0;
-    ForEachScore(scores, [&](float&, int r, int key, uint32_t bit) {
-      if ((words[r] >> key) & 1u) present |= bit;
-    });
+    uint32_t present = is_partial ? PartialTileBits() : FullTileBits();
     if constexpr (kIsF32) ReplaceOverflowingScores(scores, first_key, step, present);
 
     const float scale = problem_.scale;
     ForEachScore(scores, [&](float& score, int, int, uint32_t) { score *= scale; });
     if (problem_.softcap > 0.0f) {
       const float softcap = problem_.softcap;
+      const float inverse = 1.0f / softcap;
       ForEachScore(scores, [&](float& score, int, int, uint32_t) {
-        score = softcap * tanhf(score / softcap);
+        score = softcap * tanhf(score * inverse);
       });
     }
     if (problem_.bias.data != nullptr) AddBias(scores, first_key, &present);
@@ -431,7 +451,7 @@ class ForwardBlock {
     const uint64_t key_flags = state_.key_flags[step & 1];
     if ((query_flags | key_flags) == 0) return;
     ForEachScore(scores, [&](float& score, int r, int key, uint32_t bit) {
-      const int row = static_cast<int>(ThreadRow(r) - first_row_);
+      const int row = static_cast<int>(ThreadRow(r) - state_.first_row);
       if ((present & bit) == 0 || (((query_flags >> row) | (key_flags >> key)) & 1u) == 0) return;
       score = PlainProduct(problem_, state_.sequence, state_.head, ThreadRow(r), first_key + key);
     });
@@ -464,6 +484,8 @@ class ForwardBlock {
     });
 #pragma unroll
     for (int r = 0; r < 2; ++r) sum_[r] = sum_[r] * rescale[r] + tile_sum[r];
+    // Once the maximum has settled, the factors are exactly 1.
+    if (__all_sync(~0u, rescale[0] == 1.0f && rescale[1] == 1.0f)) return;
 #pragma unroll
     for (int n = 0; n < kHeadDim / 8; ++n) {
 #pragma unroll
@@ -477,16 +499,16 @@ class ForwardBlock {
                                                 uint32_t present) {
     const Sequence& s = state_.sequence;
     const int64_t head_index = s.batch * problem_.q_heads + state_.head;
-    core::Philox4 words = {};
+    uint4 words = {};
     uint32_t kept = present;
     ForEachScore(scores, [&](float& score, int r, int key, uint32_t bit) {
       const int64_t j = s.kv_offset + first_key + key;
       // One draw serves four keys: the even one of a pair draws, the odd one only in a new group.
       if (key % 2 == 0 || j % 4 == 0) {
-        words = core::DropoutWords(problem_.dropout, head_index, s.q_offset + ThreadRow(r), j);
+        words = DrawWords(problem_.dropout, head_index, s.q_offset + ThreadRow(r), j);
       }
-      const uint32_t low = (j & 1) != 0 ? words.word[1] : words.word[0];
-      const uint32_t high = (j & 1) != 0 ? words.word[3] : words.word[2];
+      const uint32_t low = (j & 1) != 0 ? words.y : words.x;
+      const uint32_t high = (j & 1) != 0 ? words.w : words.z;
       if (((j & 2) != 0 ? high : low) >= problem_.dropout.threshold) return;
       score = 0.0f;
       kept &= ~bit;
@@ -582,7 +604,6 @@ class ForwardBlock {
   BlockState& state_;
   const int warp_;
   const int lane_;
-  int64_t first_row_;
   uint32_t query_[kPolicy.query_in_registers ? kHeadSteps : 1][4];
   float output_[kHeadDim / 8][4];
   float maximum_[2] = {core::NegativeInfinity(), core::NegativeInfinity()};

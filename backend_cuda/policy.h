@@ -29,6 +29,11 @@ struct RowSource {
 struct BlockState {
   core::Sequence sequence;
   int64_t head;
+  int64_t first_row;  // of the block
+  int64_t rows_end;
+  int64_t tile_begin;  // the key tiles that these rows may see
+  int64_t tile_end;
+  int64_t list_begin;  // the first tile of the list's chunk
   RowSource keys;
   RowSource values;
   uint64_t visible_words[core::kTile];  // of the current partial tile, one per row
@@ -37,15 +42,14 @@ struct BlockState {
   uint64_t value_flags[2];              // keys whose values were taken out of the V tile
   int32_t warp_counts[8];
   int32_t list_count;
-  uint16_t list[128];  // key tiles to visit: 4 * (tile - first of this chunk) + class
+  uint16_t list[128];  // key tiles to visit: 4 * (tile - list_begin) + class
 };
 
 struct TilePolicy {
-  int head_dim;           // padded
-  int planes;             // 16-bit parts of one element: 1, or 3 for f32 = bf16 + bf16 + bf16
-  int probability_parts;  // 16-bit parts of one probability in its product with V
-  int block_rows;         // query rows of a block; 16 to a warp
-  int block_keys;         // keys of a step; divides the canonical 64
+  int head_dim;    // padded
+  int planes;      // 16-bit parts of one element: 1, or 3 for f32 = bf16 + bf16 + bf16
+  int block_rows;  // query rows of a block; 16 to a warp
+  int block_keys;  // keys of a step; divides the canonical 64
   int threads;
   int blocks_per_multiprocessor;  // that the registers must leave room for
   bool query_in_registers;        // else its fragments are read from shared memory in every step
@@ -62,13 +66,12 @@ constexpr TilePolicy ForwardPolicy(core::DType dtype, int head_dim) {
   TilePolicy policy = {};
   policy.head_dim = head_dim;
   policy.planes = is_f32 ? 3 : 1;
-  policy.probability_parts = is_f32 ? 3 : 1;
   policy.block_rows = is_f32 && head_dim > 128 ? 32 : 64;
   policy.block_keys = 64;
   if (is_f32 && head_dim > 64) policy.block_keys = head_dim > 128 ? 16 : 32;
   if (!is_f32 && head_dim > 128) policy.block_keys = 32;
   policy.threads = policy.block_rows / 16 * kWarpSize;
-  policy.blocks_per_multiprocessor = !is_f32 && head_dim <= 32 ? 3 : 2;
+  policy.blocks_per_multiprocessor = !is_f32 && head_dim <= 64 ? 3 : 2;
   policy.query_in_registers = !is_f32 && head_dim <= 32;
   policy.query_bytes = policy.planes * policy.block_rows * head_dim * 2;
   policy.key_bytes = policy.planes * policy.block_keys * head_dim * 2;

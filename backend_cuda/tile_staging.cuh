@@ -122,38 +122,70 @@ __device__ __forceinline__ void StageTile(const RowSource& source, int64_t first
                                           char* shared, uint64_t* flags) {
   constexpr int kChunks = kHeadDim / 8;
   constexpr int64_t kBytes = kElementBytes<kDType>;
+  constexpr int kRowStep = kThreads / kChunks;  // a thread stays in its column of chunks
+  static_assert(kThreads % kChunks == 0 && kRows % kRowStep == 0, "chunks do not divide evenly");
+  // Opaque, so that no address is computed ahead and held in registers through the caller's loop.
+  int thread = threadIdx.x;
+  asm volatile("" : "+r"(thread));
+  const int column = thread % kChunks * 8;
+  // Compared before it is clamped: ptxas up to CUDA 13.3 can fuse a comparison of the clamped
+  // number into sm_90's min-and-relu instruction, wrongly.
+  const int columns_left = source.columns - column;
+  const bool is_whole_chunk = columns_left >= 8;
+  const int columns = core::Clamp<int>(columns_left, 0, 8);
+  const int rows_here = static_cast<int>(core::Clamp<int64_t>(rows - first_row, 0, kRows));
+  const int first = thread / kChunks;
+  const char* const start =
+      source.base +
+      ((first_row + first) * source.row_stride + column * source.column_stride) * kBytes;
+  const int64_t step = kRowStep * source.row_stride * kBytes;
+  const auto target = [&](int row) { return shared + ChunkOffset<kHeadDim>(row, column / 8); };
+
+  if constexpr (kDType != DType::kF32) {
+    if (source.is_vector) {
 #pragma unroll 4
-  for (int c = threadIdx.x; c < kRows * kChunks; c += kThreads) {
-    const int row = c / kChunks;
-    const int column = c % kChunks * 8;
-    const int count = first_row + row < rows ? core::Clamp<int>(source.columns - column, 0, 8) : 0;
-    char* target = shared + ChunkOffset<kHeadDim>(row, column / 8);
-    const char* from =
-        source.base +
-        ((first_row + row) * source.row_stride + column * source.column_stride) * kBytes;
+      for (int i = 0; i < kRows / kRowStep; ++i) {
+        const int row = first + i * kRowStep;
+        const bool is_there = row < rows_here && columns_left > 0;
+        CopyAsync16(SharedAddress(target(row)), is_there ? start + i * step : source.base,
+                    is_there ? columns * 2 : 0);
+      }
+      return;
+    }
+  } else if (source.is_vector && is_whole_chunk) {
+#pragma unroll 4
+    for (int i = 0; i < kRows / kRowStep; ++i) {
+      const int row = first + i * kRowStep;
+      float4 half[2] = {};
+      if (row < rows_here) {
+        half[0] = reinterpret_cast<const float4*>(start + i * step)[0];
+        half[1] = reinterpret_cast<const float4*>(start + i * step)[1];
+      }
+      float x[8] = {half[0].x, half[0].y, half[0].z, half[0].w,
+                    half[1].x, half[1].y, half[1].z, half[1].w};
+      SplitChunk<kUse>(x, target(row), kRows * kHeadDim * 2, flags, row);
+    }
+    return;
+  }
+#pragma unroll 1
+  for (int i = 0; i < kRows / kRowStep; ++i) {
+    const int row = first + i * kRowStep;
+    const int count = row < rows_here ? columns : 0;
+    const char* from = start + i * step;
     if constexpr (kDType == DType::kF32) {
       float x[8];
-      if (source.is_vector && count == 8) {
-        const float4 low = reinterpret_cast<const float4*>(from)[0];
-        const float4 high = reinterpret_cast<const float4*>(from)[1];
-        x[0] = low.x, x[1] = low.y, x[2] = low.z, x[3] = low.w;
-        x[4] = high.x, x[5] = high.y, x[6] = high.z, x[7] = high.w;
-      } else {
 #pragma unroll
-        for (int e = 0; e < 8; ++e) {
-          x[e] = e < count ? reinterpret_cast<const float*>(from)[e * source.column_stride] : 0.0f;
-        }
+      for (int e = 0; e < 8; ++e) {
+        x[e] = e < count ? reinterpret_cast<const float*>(from)[e * source.column_stride] : 0.0f;
       }
-      SplitChunk<kUse>(x, target, kRows * kHeadDim * 2, flags, row);
-    } else if (source.is_vector) {
-      CopyAsync16(SharedAddress(target), count > 0 ? from : source.base, count * 2);
+      SplitChunk<kUse>(x, target(row), kRows * kHeadDim * 2, flags, row);
     } else {
       uint32_t x[8];
 #pragma unroll
       for (int e = 0; e < 8; ++e) {
         x[e] = e < count ? reinterpret_cast<const uint16_t*>(from)[e * source.column_stride] : 0u;
       }
-      StoreChunk(target, x[0] | x[1] << 16, x[2] | x[3] << 16, x[4] | x[5] << 16,
+      StoreChunk(target(row), x[0] | x[1] << 16, x[2] | x[3] << 16, x[4] | x[5] << 16,
                  x[6] | x[7] << 16);
     }
   }

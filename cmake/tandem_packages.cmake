@@ -13,16 +13,23 @@ endmacro()
 tandem_find_package(xsimd libxsimd-dev 8.1 CONFIG)
 tandem_find_package(OpenMP "g++ (or libomp-dev for clang)" COMPONENTS CXX)
 
+# Debian's dnnl asks for OpenCL without depending on its -dev package, and fails even where it is only
+# looked for: OpenCL first.
 set(TANDEM_ONEDNN_ENABLED OFF)
 if(TANDEM_ONEDNN STREQUAL "ON")
+  tandem_find_package(OpenCL "ocl-icd-opencl-dev opencl-headers")
   tandem_find_package(dnnl libdnnl-dev CONFIG)
   set(TANDEM_ONEDNN_ENABLED ON)
 elseif(TANDEM_ONEDNN STREQUAL "AUTO")
-  find_package(dnnl QUIET CONFIG)
+  find_package(OpenCL QUIET)
+  if(OpenCL_FOUND)
+    find_package(dnnl QUIET CONFIG)
+  endif()
   if(dnnl_FOUND)
     set(TANDEM_ONEDNN_ENABLED ON)
   else()
-    message(STATUS "Without the onednn.cpu kernel: dnnl was not found (apt-get install libdnnl-dev)")
+    message(STATUS "Without the onednn.cpu kernel: dnnl or its OpenCL was not found "
+                   "(apt-get install libdnnl-dev ocl-icd-opencl-dev opencl-headers)")
   endif()
 endif()
 

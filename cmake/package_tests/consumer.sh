@@ -21,7 +21,8 @@ expect() {  # expect <output> <command...>
 check() {  # check <prefix> <where to build>
   local prefix=$1 work=$2 pc
   mkdir -p "$work"
-  if ! { cmake -S "$source/examples/consumer" -B "$work/cmake" -DCMAKE_PREFIX_PATH="$prefix" \
+  if ! { cmake -G Ninja -S "$source/examples/consumer" -B "$work/cmake" \
+    -DCMAKE_PREFIX_PATH="$prefix" \
     -DCMAKE_BUILD_TYPE=Release && cmake --build "$work/cmake"; } >"$work/log" 2>&1; then
     cat "$work/log" >&2
     exit 1

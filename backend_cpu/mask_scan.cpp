@@ -62,11 +62,7 @@ struct DenseScan {
       word &= Consecutive64(source, batch * source.batch_stride + head * source.head_stride +
                                         i * source.row_stride + word_index * 64);
     }
-    uint64_t* words =
-        reinterpret_cast<uint64_t*>(static_cast<char*>(buffer) + layout.dense_words_offset);
-    const int64_t row =
-        (batch * p.sources.dense_head_extent + head) * p.sources.dense_row_extent + i;
-    words[row * core::DenseWordsPerRow(p) + word_index] = word;
+    core::StoreDenseWord(p, layout, buffer, batch, head, i, word_index, word);
     return word;
   }
 

@@ -6,7 +6,7 @@
 #include "backend_cpu/output_rows.h"
 #include "backend_cpu/parallel.h"
 #include "core/element.h"
-#include "core/mask.h"
+#include "core/mask_tiles.h"
 #include "core/philox.h"
 
 namespace tandem::cpu {

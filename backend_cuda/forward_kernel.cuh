@@ -16,7 +16,7 @@
 #include "backend_cuda/policy.h"
 #include "backend_cuda/tensor_core.cuh"
 #include "backend_cuda/tile_staging.cuh"
-#include "core/mask.h"
+#include "core/mask_tiles.h"
 #include "core/philox.h"
 #include "core/softmax.h"
 

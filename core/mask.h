@@ -71,19 +71,32 @@ struct BlockSparseTerm {
   int64_t kv_block;
 };
 
+// In which bit of a prepared word a key stands.
+enum class BitOrder : int32_t {
+  kNatural = 0,  // bit t: key t
+  // The order in which the four lanes that share a row of a tensor-core accumulator hold its
+  // columns: lane c's keys 8 n + 2 c + e are the 16 bits from 16 c on, as bit 2 n + e of them.
+  kQuad = 1,
+};
+
 // The conjunction of all dense terms: packed bits, 64 keys to a word, and the class of each
-// canonical tile.
+// canonical tile. The word of row i for keys 64 w to 64 w + 63 is at (i / 64) * tile_stride +
+// (i % 64) * row_stride + w * word_stride.
 struct DenseBits {
   const uint64_t* words;  // null: no dense term
   const uint8_t* classes;
   int64_t batch_stride;  // in words; 0 where broadcast
   int64_t head_stride;
-  int64_t row_stride;  // 0: all rows alike
+  int64_t tile_stride;  // 0, as row_stride: all rows alike
+  int64_t row_stride;
+  int64_t word_stride;
   int64_t class_batch_stride;
   int64_t class_head_stride;
   int64_t class_row_stride;
   int64_t q_extent;  // rows and keys that exist; beyond them nothing is visible
   int64_t kv_extent;
+  BitOrder bit_order;
+  int32_t reserved;
 };
 
 struct Mask {
@@ -167,16 +180,50 @@ TANDEM_HD int32_t KeySegment(const SegmentsTerm& t, const Sequence& s, int64_t j
   return t.kv[s.batch * t.kv_batch_stride + (s.kv_start + j) * t.kv_stride];
 }
 
-// 64 dense bits of global row i from key j0 on, at any j0 >= 0.
+// Exchanges the bits whose index has bits `high` and `low` different.
+TANDEM_HD uint64_t SwapIndexBits(uint64_t word, int high, int low) {
+  uint64_t mask = 0;  // indices with bit `low` set and bit `high` clear
+  for (int index = 0; index < 64; ++index) {
+    mask |= uint64_t{((index >> low) & ~(index >> high) & 1) != 0} << index;
+  }
+  const int shift = (1 << high) - (1 << low);
+  const uint64_t changed = ((word >> shift) ^ word) & mask;
+  return word ^ changed ^ (changed << shift);
+}
+
+// A word in natural order, put into quad order, and back.
+TANDEM_HD uint64_t ToQuadOrder(uint64_t word) {
+  word = SwapIndexBits(word, 5, 2);
+  word = SwapIndexBits(word, 4, 1);
+  word = SwapIndexBits(word, 3, 2);
+  return SwapIndexBits(word, 2, 1);
+}
+TANDEM_HD uint64_t FromQuadOrder(uint64_t word) {
+  word = SwapIndexBits(word, 2, 1);
+  word = SwapIndexBits(word, 3, 2);
+  word = SwapIndexBits(word, 4, 1);
+  return SwapIndexBits(word, 5, 2);
+}
+
+// Index of the word of global row i and keys 64 w on, for a (batch, head).
+TANDEM_HD int64_t DenseWordIndex(const DenseBits& dense, int64_t batch, int64_t head, int64_t i,
+                                 int64_t w) {
+  return batch * dense.batch_stride + head * dense.head_stride + (i >> 6) * dense.tile_stride +
+         (i & 63) * dense.row_stride + w * dense.word_stride;
+}
+
+// 64 dense bits of global row i from key j0 on, at any j0 >= 0, in natural order.
 TANDEM_HD uint64_t DenseWord(const DenseBits& dense, const Sequence& s, int64_t head, int64_t i,
                              int64_t j0) {
   if (i >= dense.q_extent || j0 >= dense.kv_extent) return 0;
-  const uint64_t* row =
-      dense.words + s.batch * dense.batch_stride + head * dense.head_stride + i * dense.row_stride;
-  const int64_t index = j0 >> 6;
+  const int64_t w = j0 >> 6;
   const int shift = static_cast<int>(j0 & 63);
-  uint64_t word = row[index] >> shift;
-  if (shift != 0 && (index + 1) * 64 < dense.kv_extent) word |= row[index + 1] << (64 - shift);
+  const auto load = [&](int64_t index) {
+    const uint64_t word = dense.words[DenseWordIndex(dense, s.batch, head, i, index)];
+    return dense.bit_order == BitOrder::kQuad ? FromQuadOrder(word) : word;
+  };
+  uint64_t word = load(w) >> shift;
+  if (shift != 0 && (w + 1) * 64 < dense.kv_extent) word |= load(w + 1) << (64 - shift);
   return word;
 }
 
@@ -194,10 +241,9 @@ TANDEM_HD uint64_t BlockSparseWord(const BlockSparseTerm& t, const Sequence& s, 
   return word;
 }
 
-// The visibility of 64 keys from local key j0 on for local row i: the truth that every kernel uses
-// in partial tiles. A possible -inf of the bias comes on top, where the bias is read.
-TANDEM_HD uint64_t VisibleWord(const Mask& mask, const Sequence& s, int64_t head, int64_t local_i,
-                               int64_t local_j0) {
+// The visibility of 64 keys from local key j0 on for local row i by every term but the dense ones.
+TANDEM_HD uint64_t StructuredWord(const Mask& mask, const Sequence& s, int64_t head,
+                                  int64_t local_i, int64_t local_j0) {
   if (!RowExists(s, local_i)) return 0;
   const int64_t i = s.q_offset + local_i;
   const int64_t j0 = s.kv_offset + local_j0;
@@ -223,7 +269,6 @@ TANDEM_HD uint64_t VisibleWord(const Mask& mask, const Sequence& s, int64_t head
   for (int t = 0; t < mask.block_sparse_count && word != 0; ++t) {
     word &= BlockSparseWord(mask.block_sparse[t], s, head, i, j0, s.kv_offset + LocalKeys(s));
   }
-  if (mask.dense.words != nullptr && word != 0) word &= DenseWord(mask.dense, s, head, i, j0);
   for (int t = 0; t < mask.segments_count && word != 0; ++t) {
     const SegmentsTerm& term = mask.segments[t];
     const int32_t segment = QuerySegment(term, s, i);
@@ -238,157 +283,13 @@ TANDEM_HD uint64_t VisibleWord(const Mask& mask, const Sequence& s, int64_t head
   return word;
 }
 
-// Keys [begin, end), local, outside which no row of local rows [i_begin, i_end) sees anything; from
-// lengths and bands.
-TANDEM_HD Interval VisibleKeyHull(const Mask& mask, const Sequence& s, int64_t head,
-                                  int64_t i_begin, int64_t i_end) {
-  Interval hull = {0, LocalKeys(s)};
-  const int64_t last = Min<int64_t>(s.q_offset + i_end, s.q_len) - 1;
-  if (last < s.q_offset + i_begin) return {0, 0};
-  for (int t = 0; t < mask.band_count; ++t) {
-    const BandTerm& band = mask.bands[t];
-    const Interval first_row = BandInterval(band, s, head, s.q_offset + i_begin);
-    const Interval last_row = BandInterval(band, s, head, last);
-    const bool has_prefix = BandPrefix(band, s) > 0;
-    const int64_t end = Max<int64_t>(last_row.end, BandPrefix(band, s));
-    hull.begin = Max<int64_t>(hull.begin, has_prefix ? 0 : first_row.begin - s.kv_offset);
-    hull.end = Min<int64_t>(hull.end, end - s.kv_offset);
-  }
-  if (hull.end < hull.begin) hull.end = hull.begin;
-  return hull;
-}
-
-TANDEM_HD TileClass CombineTerms(TileClass a, TileClass b) {
-  if (a == TileClass::kEmpty || b == TileClass::kEmpty) return TileClass::kEmpty;
-  return a == TileClass::kFull && b == TileClass::kFull ? TileClass::kFull : TileClass::kPartial;
-}
-// The class of a region from the classes of two parts of it.
-TANDEM_HD TileClass CombineParts(TileClass a, TileClass b) {
-  return a == b ? a : TileClass::kPartial;
-}
-
-// Rows [i_begin, i_end) and keys [j_begin, j_end) in global coordinates, all inside the sequence.
-TANDEM_HD TileClass ClassifyBand(const BandTerm& band, const Sequence& s, int64_t head,
-                                 int64_t i_begin, int64_t i_end, int64_t j_begin, int64_t j_end) {
-  const Interval first = BandInterval(band, s, head, i_begin);
-  const Interval last = BandInterval(band, s, head, i_end - 1);
-  const int64_t prefix = BandPrefix(band, s);
-  // Every row's allowed keys contain [last.begin, first.end) and, below it, the prefix.
-  const int64_t common_begin = prefix >= last.begin ? 0 : last.begin;
-  const int64_t common_end = prefix >= last.begin ? Max<int64_t>(prefix, first.end) : first.end;
-  if ((common_begin <= j_begin && j_end <= common_end) || j_end <= prefix) return TileClass::kFull;
-  const bool beside_band = last.end <= j_begin || first.begin >= j_end;
-  return beside_band && prefix <= j_begin ? TileClass::kEmpty : TileClass::kPartial;
-}
-
-TANDEM_HD TileClass ClassifyRowRanges(const RowRangesTerm& term, const Sequence& s, int64_t head,
-                                      int64_t i_begin, int64_t i_end, int64_t j_begin,
-                                      int64_t j_end) {
-  bool any = false;
-  bool all = true;
-  if (term.row_stride == 0) i_end = i_begin + 1;
-  for (int64_t i = i_begin; i < i_end && (!any || all); ++i) {
-    const int32_t* row =
-        term.data + s.batch * term.batch_stride + head * term.head_stride + i * term.row_stride;
-    bool row_full = false;
-    for (int64_t r = 0; r < term.count; ++r) {
-      const int64_t begin = row[r * term.range_stride];
-      const int64_t end = row[r * term.range_stride + term.end_stride];
-      any = any || (begin < end && begin < j_end && end > j_begin);
-      row_full = row_full || (begin <= j_begin && j_end <= end);
-    }
-    all = all && row_full;
-  }
-  return !any ? TileClass::kEmpty : (all ? TileClass::kFull : TileClass::kPartial);
-}
-
-TANDEM_HD TileClass ClassifySegments(const SegmentsTerm& term, const Sequence& s, int64_t i_begin,
-                                     int64_t i_end, int64_t j_begin, int64_t j_end) {
-  int32_t q_min = INT32_MAX, q_max = INT32_MIN, kv_min = INT32_MAX, kv_max = INT32_MIN;
-  for (int64_t i = i_begin; i < i_end; ++i) {
-    const int32_t segment = QuerySegment(term, s, i);
-    q_min = Min(q_min, segment);
-    q_max = Max(q_max, segment);
-  }
-  for (int64_t j = j_begin; j < j_end; ++j) {
-    const int32_t segment = KeySegment(term, s, j);
-    kv_min = Min(kv_min, segment);
-    kv_max = Max(kv_max, segment);
-  }
-  if (q_max < 0 || kv_max < 0 || q_max < kv_min || kv_max < q_min) return TileClass::kEmpty;
-  const bool one = q_min == q_max && kv_min == kv_max && q_min == kv_min;
-  return one ? TileClass::kFull : TileClass::kPartial;
-}
-
-TANDEM_HD TileClass ClassifyBlockSparse(const BlockSparseTerm& term, const Sequence& s,
-                                        int64_t head, int64_t i_begin, int64_t i_end,
-                                        int64_t j_begin, int64_t j_end) {
-  bool any = false;
-  bool all = true;
-  for (int64_t qb = i_begin / term.q_block; qb * term.q_block < i_end; ++qb) {
-    const uint32_t* row =
-        term.bits + s.batch * term.batch_stride + head * term.head_stride + qb * term.row_stride;
-    for (int64_t kb = j_begin / term.kv_block; kb * term.kv_block < j_end; ++kb) {
-      const bool listed = (row[kb >> 5] >> (kb & 31)) & 1u;
-      any = any || listed;
-      all = all && listed;
-    }
-  }
-  return !any ? TileClass::kEmpty : (all ? TileClass::kFull : TileClass::kPartial);
-}
-
-TANDEM_HD TileClass ClassifyDense(const DenseBits& dense, const Sequence& s, int64_t head,
-                                  int64_t i_begin, int64_t i_end, int64_t j_begin, int64_t j_end) {
-  const uint8_t* classes =
-      dense.classes + s.batch * dense.class_batch_stride + head * dense.class_head_stride;
-  // The extents are the longest sequence's; what lies outside is not visible.
-  if (i_begin >= dense.q_extent || j_begin >= dense.kv_extent) return TileClass::kEmpty;
-  const bool cut = i_end > dense.q_extent || j_end > dense.kv_extent;
-  i_end = Min(i_end, dense.q_extent);
-  j_end = Min(j_end, dense.kv_extent);
-  if (dense.class_row_stride == 0) i_end = i_begin + 1;
-  TileClass result = TileClass::kPartial;
-  bool started = false;
-  for (int64_t ti = i_begin / kTile; ti * kTile < i_end; ++ti) {
-    for (int64_t tj = j_begin / kTile; tj * kTile < j_end; ++tj) {
-      const TileClass tile = static_cast<TileClass>(classes[ti * dense.class_row_stride + tj]);
-      result = started ? CombineParts(result, tile) : tile;
-      started = true;
-      if (result == TileClass::kPartial) return result;
-    }
-  }
-  return cut && result == TileClass::kFull ? TileClass::kPartial : result;
-}
-
-// The class of local rows [i_begin, i_end) x local keys [j_begin, j_end) of one head. EMPTY and
-// FULL are always true; PARTIAL is also the answer where the terms together, but none alone,
-// decide. Rows and keys outside the sequence are invisible (so a rectangle that reaches beyond
-// kv_len is at most PARTIAL).
-TANDEM_HD TileClass ClassifyTile(const Mask& mask, const Sequence& s, int64_t head, int64_t i_begin,
-                                 int64_t i_end, int64_t j_begin, int64_t j_end) {
-  const int64_t rows_end = Min<int64_t>(i_end, Max<int64_t>(s.q_len - s.q_offset, 0));
-  const int64_t keys_end = Min<int64_t>(j_end, LocalKeys(s));
-  if (rows_end <= i_begin || keys_end <= j_begin) return TileClass::kEmpty;
-  TileClass result = rows_end < i_end || keys_end < j_end ? TileClass::kPartial : TileClass::kFull;
-  const int64_t i0 = s.q_offset + i_begin, i1 = s.q_offset + rows_end;
-  const int64_t j0 = s.kv_offset + j_begin, j1 = s.kv_offset + keys_end;
-  for (int t = 0; t < mask.band_count && result != TileClass::kEmpty; ++t) {
-    result = CombineTerms(result, ClassifyBand(mask.bands[t], s, head, i0, i1, j0, j1));
-  }
-  for (int t = 0; t < mask.block_sparse_count && result != TileClass::kEmpty; ++t) {
-    result =
-        CombineTerms(result, ClassifyBlockSparse(mask.block_sparse[t], s, head, i0, i1, j0, j1));
-  }
-  if (mask.dense.words != nullptr && result != TileClass::kEmpty) {
-    result = CombineTerms(result, ClassifyDense(mask.dense, s, head, i0, i1, j0, j1));
-  }
-  for (int t = 0; t < mask.row_ranges_count && result != TileClass::kEmpty; ++t) {
-    result = CombineTerms(result, ClassifyRowRanges(mask.row_ranges[t], s, head, i0, i1, j0, j1));
-  }
-  for (int t = 0; t < mask.segments_count && result != TileClass::kEmpty; ++t) {
-    result = CombineTerms(result, ClassifySegments(mask.segments[t], s, i0, i1, j0, j1));
-  }
-  return result;
+// The visibility of 64 keys from local key j0 on for local row i: the truth that every kernel uses
+// in partial tiles. A possible -inf of the bias comes on top, where the bias is read.
+TANDEM_HD uint64_t VisibleWord(const Mask& mask, const Sequence& s, int64_t head, int64_t local_i,
+                               int64_t local_j0) {
+  const uint64_t word = StructuredWord(mask, s, head, local_i, local_j0);
+  if (mask.dense.words == nullptr || word == 0) return word;
+  return word & DenseWord(mask.dense, s, head, s.q_offset + local_i, s.kv_offset + local_j0);
 }
 
 }  // namespace tandem::core

@@ -8,6 +8,7 @@
 #define TANDEM_CORE_MASK_PREPARE_H_
 
 #include "core/problem.h"
+#include "tandem/tandem.h"
 
 namespace tandem::core {
 
@@ -29,6 +30,14 @@ TANDEM_HD int64_t DenseWordsPerRow(const Problem& p) {
 TANDEM_HD int64_t DenseTileRows(const Problem& p) {
   return CeilDiv<int64_t>(p.sources.dense_row_extent, kTile);
 }
+// Words of one (batch, head). On CUDA a canonical tile's words lie together, on the CPU a row's.
+TANDEM_HD bool DenseIsTiled(const Problem& p) {
+  return p.device_type == TANDEM_DEVICE_CUDA && p.sources.dense_row_extent > 1;
+}
+TANDEM_HD int64_t DensePlaneWords(const Problem& p) {
+  const int64_t rows = DenseIsTiled(p) ? DenseTileRows(p) * kTile : p.sources.dense_row_extent;
+  return rows * DenseWordsPerRow(p);
+}
 TANDEM_HD int64_t BlockWordsPerRow(const BlockSparseSource& source) {
   return CeilDiv<int64_t>(source.kv_blocks, 32);
 }
@@ -39,7 +48,7 @@ TANDEM_HD PreparationLayout LayOutPreparation(const Problem& p) {
   int64_t offset = 0;
   if (p.sources.dense_count > 0) {
     const int64_t planes = p.sources.dense_batch_extent * p.sources.dense_head_extent;
-    layout.dense_word_count = planes * p.sources.dense_row_extent * DenseWordsPerRow(p);
+    layout.dense_word_count = planes * DensePlaneWords(p);
     layout.dense_class_count = planes * DenseTileRows(p) * DenseWordsPerRow(p);
     layout.dense_words_offset = offset;
     offset = RoundUp(offset + 8 * layout.dense_word_count, kBufferAlignment);
@@ -63,11 +72,14 @@ TANDEM_HD void BindPreparation(const PreparationLayout& layout, void* buffer, Pr
   if (p->sources.dense_count > 0) {
     DenseBits& dense = p->mask.dense;
     const int64_t row = DenseWordsPerRow(*p);
-    const int64_t plane = p->sources.dense_row_extent * row;
+    const int64_t plane = DensePlaneWords(*p);
     const int64_t class_plane = DenseTileRows(*p) * row;
     dense.words = reinterpret_cast<const uint64_t*>(base + layout.dense_words_offset);
     dense.classes = reinterpret_cast<const uint8_t*>(base + layout.dense_classes_offset);
-    dense.row_stride = p->sources.dense_row_extent == 1 ? 0 : row;
+    dense.tile_stride = p->sources.dense_row_extent == 1 ? 0 : kTile * row;
+    dense.row_stride = p->sources.dense_row_extent == 1 ? 0 : (DenseIsTiled(*p) ? 1 : row);
+    dense.word_stride = DenseIsTiled(*p) ? kTile : 1;
+    dense.bit_order = p->device_type == TANDEM_DEVICE_CUDA ? BitOrder::kQuad : BitOrder::kNatural;
     dense.head_stride = p->sources.dense_head_extent == 1 ? 0 : plane;
     dense.batch_stride =
         p->sources.dense_batch_extent == 1 ? 0 : plane * p->sources.dense_head_extent;
@@ -97,6 +109,18 @@ TANDEM_HD bool DenseSourceAllows(const DenseSource& source, int64_t index) {
                                      : source.data[index] != 0;
 }
 
+struct alignas(16) Bytes16 {
+  uint64_t low;
+  uint64_t high;
+};
+
+// Bit t: byte t is not 0.
+TANDEM_HD uint64_t NonzeroBytes(uint64_t bytes) {
+  constexpr uint64_t kLow7 = 0x7f7f7f7f7f7f7f7fu;
+  const uint64_t top = (((bytes & kLow7) + kLow7) | bytes) & ~kLow7;
+  return ((top >> 7) * 0x0102040810204080u) >> 56;
+}
+
 // 64 keys from j0 on of one dense term, global row i. Keys at or beyond kv_end read nothing and are
 // not allowed.
 TANDEM_HD uint64_t DenseSourceWord(const DenseSource& source, const Sequence& s, int64_t head,
@@ -117,10 +141,29 @@ TANDEM_HD uint64_t DenseSourceWord(const DenseSource& source, const Sequence& s,
   }
   const int64_t end = source.per_sequence ? Min<int64_t>(count, s.kv_len - j0) : count;
   uint64_t word = 0;
+  if (end == 64 && stride == 1 && source.dtype == DType::kBool &&
+      reinterpret_cast<uintptr_t>(source.data + index) % 16 == 0) {
+    for (int part = 0; part < 4; ++part) {
+      const Bytes16 bytes = *reinterpret_cast<const Bytes16*>(source.data + index + 16 * part);
+      word |= (NonzeroBytes(bytes.low) | NonzeroBytes(bytes.high) << 8) << (16 * part);
+    }
+    return word;
+  }
   for (int64_t j = 0; j < end; ++j) {
     word |= uint64_t{DenseSourceAllows(source, index + j * stride)} << j;
   }
   return word;
+}
+
+// Stores a word of the prepared bits, given in natural order.
+TANDEM_HD void StoreDenseWord(const Problem& p, const PreparationLayout& layout, void* buffer,
+                              int64_t batch, int64_t head, int64_t i, int64_t word_index,
+                              uint64_t word) {
+  uint64_t* words =
+      reinterpret_cast<uint64_t*>(static_cast<char*>(buffer) + layout.dense_words_offset);
+  const DenseBits& dense = p.mask.dense;
+  words[DenseWordIndex(dense, batch, head, i, word_index)] =
+      dense.bit_order == BitOrder::kQuad ? ToQuadOrder(word) : word;
 }
 
 // Makes the packed words and the class of one canonical tile of plane (batch, head) of the prepared
@@ -142,11 +185,7 @@ TANDEM_HD uint64_t PrepareDenseRow(const Problem& p, const PreparationLayout& la
     word &=
         DenseSourceWord(p.sources.dense[t], s, head, i, word_index * 64, p.global_kv_len, status);
   }
-  const int64_t per_row = DenseWordsPerRow(p);
-  uint64_t* words =
-      reinterpret_cast<uint64_t*>(static_cast<char*>(buffer) + layout.dense_words_offset);
-  words[((batch * p.sources.dense_head_extent + head) * p.sources.dense_row_extent + i) * per_row +
-        word_index] = word;
+  StoreDenseWord(p, layout, buffer, batch, head, i, word_index, word);
   return word;
 }
 

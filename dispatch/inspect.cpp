@@ -3,6 +3,7 @@
 #include <memory>
 
 #include "core/mask_prepare.h"
+#include "core/mask_tiles.h"
 #include "core/validate.h"
 #include "dispatch/error.h"
 #include "dispatch/registry.h"

@@ -7,6 +7,7 @@
 #include "backend_cpu/flash/micro_kernel.h"
 #include "backend_cpu/flash/pack.h"
 #include "backend_cpu/flash/softmax_rows.h"
+#include "core/mask_tiles.h"
 
 namespace tandem::cpu {
 namespace {
@@ -86,24 +87,6 @@ struct Block {
   int tile_count;
   GroupTile tiles[kGroupTiles];
 };
-
-// Whether heads that share keys can see different ones of them.
-TANDEM_HD bool MaskVariesByHead(const core::Mask& mask) {
-  bool varies = mask.dense.words != nullptr && mask.dense.head_stride != 0;
-  for (int t = 0; t < mask.band_count; ++t) {
-    const core::BandTerm& band = mask.bands[t];
-    varies = varies || (band.left_per_head.data != nullptr && band.left_per_head.head_stride != 0);
-    varies =
-        varies || (band.right_per_head.data != nullptr && band.right_per_head.head_stride != 0);
-  }
-  for (int t = 0; t < mask.row_ranges_count; ++t) {
-    varies = varies || mask.row_ranges[t].head_stride != 0;
-  }
-  for (int t = 0; t < mask.block_sparse_count; ++t) {
-    varies = varies || mask.block_sparse[t].head_stride != 0;
-  }
-  return varies;
-}
 
 // Class of a tile for all rows and heads of the block.
 TANDEM_HD core::TileClass ClassifyForBlock(const Block& block, int64_t tile) {

@@ -189,7 +189,7 @@ __attribute__((flatten, noinline)) void RunBlock(Flash* call, const core::Sequen
   block.row_count = core::Min(kQueryBlock, s.q_rows * p.group - first);
   block.i_begin = first / p.group;
   block.i_end = (first + block.row_count - 1) / p.group + 1;
-  block.mask_heads = MaskVariesByHead(p.mask) ? p.group : 1;
+  block.mask_heads = core::MaskVariesByHead(p.mask) ? p.group : 1;
   block.packs_itself = PacksItself(p, s);
   if (!block.packs_itself) {
     block.first_tile = PackedTileAt(call->layout, call->workspace, kv_head, FirstKeyTile(p, s));

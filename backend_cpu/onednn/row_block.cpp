@@ -5,7 +5,7 @@
 #include <cstring>
 
 #include "core/element.h"
-#include "core/mask.h"
+#include "core/mask_tiles.h"
 #include "core/philox.h"
 #include "core/softmax.h"
 

@@ -81,6 +81,36 @@ TEST(MaskPrepareSmall, CpuBackendMakesTheSameBits) {
   }
 }
 
+TEST(MaskPrepareSmall, CudaLayoutHoldsTheSameBits) {
+  for (const CaseSpec& spec : Cases()) {
+    const Case source(spec);
+    const PreparedProblem cpu(source);
+    const PreparedProblem cuda(source, TANDEM_DEVICE_CUDA);
+    ASSERT_EQ(cuda.status(), TANDEM_STATUS_OK) << cuda.error();
+    for (int64_t b = 0; b < cpu.problem().batch; ++b) {
+      int32_t status = 0;
+      const core::Sequence s = core::ResolveSequence(cpu.problem(), b, &status);
+      for (int64_t i = 0; i < s.q_rows; ++i) {
+        for (int64_t j = 0; j < s.kv_rows; j += 37) {
+          ASSERT_EQ(core::VisibleWord(cpu.problem().mask, s, 0, i, j),
+                    core::VisibleWord(cuda.problem().mask, s, 0, i, j))
+              << b << " " << i << " " << j;
+        }
+      }
+    }
+  }
+}
+
+// What lane c of a quad holds of an accumulator's row: columns 8 n + 2 c + e, 16 bits together.
+TEST(MaskPrepareSmall, QuadOrderPutsALanesKeysTogether) {
+  for (int key = 0; key < 64; ++key) {
+    const int n = key / 8, c = key % 8 / 2, e = key % 2;
+    const uint64_t word = core::ToQuadOrder(uint64_t{1} << key);
+    EXPECT_EQ(word, uint64_t{1} << (16 * c + 2 * n + e)) << key;
+    EXPECT_EQ(core::FromQuadOrder(word), uint64_t{1} << key) << key;
+  }
+}
+
 TEST(MaskPrepareSmall, MaskPerSequenceAtOffsets) {
   for (const tandem_dtype dtype : {TANDEM_DTYPE_BOOL, TANDEM_DTYPE_BIT}) {
     CaseSpec spec;

@@ -3,7 +3,7 @@
 #include <gtest/gtest.h>
 #include <rapidcheck/gtest.h>
 
-#include "core/mask.h"
+#include "core/mask_tiles.h"
 #include "oracle/visibility.h"
 #include "tests/core/prepared_problem.h"
 #include "tests/support/case.h"

@@ -16,9 +16,11 @@ namespace tandem::test {
 
 class PreparedProblem {
  public:
-  explicit PreparedProblem(const Case& source) {
+  // device_type decides the layout of the prepared bits; 0: that of the case.
+  explicit PreparedProblem(const Case& source, int32_t device_type = 0) {
     status_ = core::Validate(&source.problem(), &source.outputs(), nullptr, &problem_, &error_);
     if (status_ != TANDEM_STATUS_OK) return;
+    if (device_type != 0) problem_.device_type = device_type;
     layout_ = core::LayOutPreparation(problem_);
     // Not zeroed: preparation must write every byte that is read later.
     buffer_.reset(static_cast<uint8_t*>(

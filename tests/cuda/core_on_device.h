@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "core/mask_prepare.h"
+#include "core/mask_tiles.h"
 #include "core/problem.h"
 #include "core/softmax.h"
 

@@ -151,10 +151,12 @@ TANDEM_API double tandem_bench_amx_flops_per_second(int32_t threads, double seco
   return Rate(threads, seconds, 4.0 * 2 * 16 * 16 * 32 * kSteps, [&](int) { AmxProducts(tiles); });
 }
 
-// Reads 2 GiB, split between the threads, over and over: far more than any cache holds.
+// Reads memory of at least four times the last-level cache, split between the threads, over and
+// over.
 TANDEM_API double tandem_bench_read_bytes_per_second(int32_t threads, double seconds) {
   const int64_t chunk = int64_t{1} << 17;  // words: 1 MiB
-  const int64_t chunks = std::max<int64_t>(1, 2048 / threads);
+  const int64_t cache = std::max<int64_t>(sysconf(_SC_LEVEL3_CACHE_SIZE), int64_t{64} << 20);
+  const int64_t chunks = std::max<int64_t>(4, 4 * cache / (chunk * 8) / threads);
   std::vector<uint64_t*> memory(static_cast<size_t>(threads), nullptr);
   std::vector<int64_t> position(static_cast<size_t>(threads) * 16, 0);
   bool failed = false;

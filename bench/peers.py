@@ -1,192 +1,284 @@
 #!/usr/bin/env python3
-"""Times Tandem and PyTorch's attention side by side, in one process, interleaved, and writes JSON.
+"""Times Tandem and its peers side by side, in one process per device, interleaved, and writes JSON.
 
-    python3 bench/peers.py --library build/lib/libtandem.so --device cpu --json result.json
+    python3 bench/peers.py --library build/release/lib/libtandem.so --device cpu --json peers_cpu.json
 
-Every case runs A B A B ... over the same random tensors; the figure is the median, and a ratio is ours over a peer's
-in the same run. FLOPs count visible pairs: 4 * B * H * D * pairs. Errors are against an f64 evaluation of sampled rows.
-Ceilings (matrix product, copy) are measured in the same run. Needs torch; on CUDA the peers are FlashAttention-2,
-memory-efficient and cuDNN as PyTorch ships them.
+Every case of cases.py runs A B C A B C ... over the same random tensors; a ratio is ours over the best peer's median
+in the same run. Errors are held against the f64 oracle (libtandem_bench.so, beside the library) over sampled rows, by
+the same bound for everybody. Ceilings are measured at the start and at the end of the same run. The JSON has every
+single time. A peer that is absent or refuses a case is listed with its reason. Needs PyTorch; ONNX Runtime and the
+FlashAttention wheels are used where they can be imported.
+
+Calls of ours: "tandem" runs a plan, with dense masks prepared once (a mask plan); "tandem with preparation" prepares
+the mask in every call; "tandem dense" is the same problem without mask and bias. "onednn.cpu" is our kernel of that
+name: oneDNN's products around our softmax.
 """
 
 import argparse
 import json
 import math
+import os
+import signal
 import statistics
 import time
+import warnings
 
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
+import cases
+import inputs as case_inputs
+import machine
+import measure
+import peers_onnx
+import peers_torch
 import tandem_ctypes as tandem
 
-DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
+OURS = ("tandem", "tandem with preparation", "tandem dense")
 
 
-class Case:
-    """One shape and mask, with its tensors."""
+class Budget:
+    """Seconds that compiling may take, over all cases."""
 
-    def __init__(self, device, dtype, batch, heads, kv_heads, q_len, kv_len, dim, mask):
-        self.name = (f"forward/{device}/{dtype}/b{batch}/h{heads}/hk{kv_heads}/q{q_len}/k{kv_len}"
-                     f"/d{dim}/{mask}")
-        self.device, self.mask = device, mask
-        make = lambda h, s: torch.randn(batch, h, s, dim, device=device).to(DTYPES[dtype])
-        self.q, self.k, self.v = make(heads, q_len), make(kv_heads, kv_len), make(kv_heads, kv_len)
-        self.terms, self.bias, self.torch_mask = [], None, None
-        pairs = q_len * kv_len
-        if mask == "causal":
-            self.terms = [("causal", tandem.TOP_LEFT)]
-            pairs = sum(min(i + 1, kv_len) for i in range(q_len))
-        elif mask == "boolean":
-            self.torch_mask = torch.rand(batch, 1, q_len, kv_len, device=device) < 0.9
-            self.terms = [("dense", self.torch_mask)]
-        elif mask == "bias":
-            self.bias = torch.randn(batch, 1, q_len, kv_len, device=device).to(DTYPES[dtype])
-            self.torch_mask = self.bias
-        self.flops = 4 * batch * heads * dim * pairs
-        self.bytes = 2 * self.k.numel() * self.k.element_size()
+    def __init__(self, seconds):
+        self.left = seconds
 
-    def peer(self):
-        return torch.nn.functional.scaled_dot_product_attention(
-            self.q, self.k, self.v, attn_mask=self.torch_mask, is_causal=self.mask == "causal",
-            enable_gqa=self.q.shape[1] != self.k.shape[1])
+    def __enter__(self):
+        if self.left <= 0:
+            raise peers_torch.Declined("the time for compiling (--compile-seconds) was used up")
+        self.start = time.monotonic()
+        signal.signal(signal.SIGALRM, self._expired)
+        signal.setitimer(signal.ITIMER_REAL, self.left)
 
-    def error(self, out):
-        """The largest absolute error on the first and last rows of the first and last head, in f64."""
-        worst = 0.0
-        group = self.q.shape[1] // self.k.shape[1]
-        rows = sorted({0, self.q.shape[2] // 2, self.q.shape[2] - 1})
-        for b, h in {(0, 0), (self.q.shape[0] - 1, self.q.shape[1] - 1)}:
-            q, k, v = self.q[b, h, rows].double(), self.k[b, h // group].double(), self.v[b, h // group].double()
-            s = q @ k.T / math.sqrt(q.shape[-1])
-            if self.mask == "causal":
-                j = torch.arange(k.shape[0], device=q.device)
-                s = s.masked_fill(j[None, :] > torch.tensor(rows, device=q.device)[:, None], -math.inf)
-            elif self.mask == "boolean":
-                s = s.masked_fill(~self.torch_mask[b, 0, rows], -math.inf)
-            elif self.mask == "bias":
-                s = s + self.bias[b, 0, rows].double()
-            worst = max(worst, (torch.softmax(s, -1) @ v - out[b, h, rows].double()).abs().max().item())
-        return worst
+    def _expired(self, *_):
+        raise peers_torch.Declined("compiling took longer than was left of --compile-seconds")
+
+    def __exit__(self, *_):
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        self.left -= time.monotonic() - self.start
 
 
-def timer(device):
-    if device == "cpu":
-        def once(call):
-            start = time.perf_counter()
-            call()
-            return time.perf_counter() - start
-        return once
-
-    def once(call):
-        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        begin.record()
-        call()
-        end.record()
-        end.synchronize()
-        return begin.elapsed_time(end) * 1e-3
-    return once
-
-
-def interleaved(calls, once, seconds):
-    """Medians of calls run in turn until each has had its seconds, at least 5 times."""
-    for call in calls.values():
-        call()
-    times = {name: [] for name in calls}
-    deadline = time.perf_counter() + seconds * len(calls)
-    while time.perf_counter() < deadline or len(next(iter(times.values()))) < 5:
-        for name, call in calls.items():
-            times[name].append(once(call))
-    return {name: statistics.median(t) for name, t in times.items()}
-
-
-def peer_calls(case):
-    """Name and call of every peer that accepts the case."""
-    if case.device == "cpu":
-        return {"torch flash_cpu": case.peer}
-    calls = {}
-    for name, backend in (("torch FA2", SDPBackend.FLASH_ATTENTION),
-                          ("torch efficient", SDPBackend.EFFICIENT_ATTENTION),
-                          ("torch cuDNN", SDPBackend.CUDNN_ATTENTION)):
-        def call(backend=backend):
-            with sdpa_kernel(backend):
-                return case.peer()
+class Bench:
+    def __init__(self, options):
+        self.options, self.device = options, options.device
+        self.threads = options.threads or len(os.sched_getaffinity(0))
+        torch.set_num_threads(self.threads)
+        torch.backends.cuda.matmul.allow_tf32 = False
+        self.library = tandem.Library(options.library)
+        self.support, support_absent = None, {}
         try:
-            call()
-            calls[name] = call
-        except RuntimeError:
-            pass
-    return calls
+            self.support = tandem.Support(os.path.join(os.path.dirname(options.library) or ".", "libtandem_bench.so"))
+        except OSError as error:
+            support_absent = {"oracle and CPU ceilings": str(error)}
+        self.device_type = tandem.CUDA if self.device == "cuda" else tandem.CPU
+        self.peers, self.absent = peers_torch.peers(self.device)
+        self.absent.update(support_absent)
+        if self.device == "cpu":
+            more, absent = peers_onnx.peers(self.threads)
+            self.peers.update(more)
+            self.absent.update(absent)
+        if options.peers is not None:
+            self.peers = {name: peer for name, peer in self.peers.items() if name in options.peers}
+        self.compile_budget = Budget(options.compile_seconds)
+        self.ceilings = measure.Ceilings(self.device, self.threads, self.support, options.seconds)
+
+    # Calls of one case: name -> (Call, facts for the JSON).
+
+    def ours(self, inputs):
+        calls = {}
+        tensors, terms, bias = inputs.description(self.device, *inputs.kv[0])
+        arranged = [inputs.description(self.device, *pair)[0][1:] for pair in inputs.kv[1:]]
+        copies = [tensors[1:], *arranged]
+
+        def add(name, terms, bias, **more):
+            attention = tandem.Attention(self.library, torch, *tensors, terms, bias, threads=self.threads, **more)
+
+            def run(copy):
+                attention.set_kv(*copies[copy])
+                return attention()
+            facts = {"kernel": attention.kernel, "workspace_bytes": attention.workspace_size,
+                     "mask_plan_bytes": attention.mask_plan_size, "lse": attention.lse}
+            calls[name] = (peers_torch.Call(run), facts)
+
+        kernel = self.options.kernel
+        has_dense = inputs.dense is not None
+        add("tandem", terms, bias, kernel=kernel, prepared=has_dense)
+        if has_dense:
+            add("tandem with preparation", terms, bias, kernel=kernel)
+        if has_dense or bias is not None:
+            add("tandem dense", [], None, kernel=kernel)
+        if self.device == "cpu" and (self.options.peers is None or "onednn.cpu" in self.options.peers):
+            try:
+                add("onednn.cpu", terms, bias, kernel="onednn.cpu")
+            except RuntimeError as error:
+                return calls, {"onednn.cpu": str(error)}
+        return calls, {}
+
+    def theirs(self, inputs):
+        calls, declined = {}, {}
+        for name, prepare in self.peers.items():
+            with warnings.catch_warnings(record=True) as said:
+                warnings.simplefilter("always")
+                try:
+                    if name == "flex":
+                        with self.compile_budget:
+                            call = prepare(inputs)
+                            call.run(0)
+                    else:
+                        call = prepare(inputs)
+                    facts = {}
+                    if self.device == "cuda":
+                        torch.cuda.synchronize()
+                        torch.cuda.reset_peak_memory_stats()
+                        before = torch.cuda.memory_allocated()
+                    call.run(0)
+                    if self.device == "cuda":
+                        torch.cuda.synchronize()
+                        facts["peak_extra_bytes"] = torch.cuda.max_memory_allocated() - before
+                    calls[name] = (call, facts)
+                except peers_torch.NotMeant:
+                    pass
+                except Exception as error:  # a peer may refuse in any way; it is listed with what it says
+                    reasons = [str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__]
+                    reasons += [str(w.message).split(" (Triggered")[0] for w in said
+                                if issubclass(w.category, UserWarning)]
+                    declined[name] = "; ".join(dict.fromkeys(reasons))[:600]
+        return calls, declined
+
+    def judge(self, inputs, calls):
+        """Adds to each call's facts how its answer compares with the oracle's, for the last copy of the keys."""
+        if self.support is None:
+            return
+        tensors, terms, bias = inputs.description("cpu", *inputs.kv[-1])
+        for name, (call, facts) in calls.items():
+            lse = facts.pop("lse", None)
+            if name == "tandem dense":
+                continue
+            out = call.arrange(call.run(len(inputs.kv) - 1)).cpu().contiguous()
+            description = tandem.Description(*tensors, out, lse.cpu() if lse is not None else None, terms, bias)
+            facts.update(self.support.judge(description, self.device == "cuda", self.options.judge_pairs))
+
+    def measure(self, case):
+        copies = 1
+        if self.device == "cpu" and case.group == "decode":  # keys come from memory, not from a cache
+            copies = math.ceil(4 * machine.last_level_cache_bytes() / case.kv_bytes) + 1
+        inputs = case_inputs.Inputs(case, copies)
+        entry = {"case": case.name, "group": case.group, "pairs": case.pairs, "flops": case.flops,
+                 "kv_bytes": case.kv_bytes, "io_bytes": case.io_bytes, "kv_copies": copies, "calls": {}}
+        calls, declined = self.ours(inputs)
+        more, more_declined = self.theirs(inputs)
+        calls.update(more)
+        entry["declined"] = {**declined, **more_declined}
+        self.judge(inputs, calls)
+        turn = {name: 0 for name in calls}
+
+        def rotate(name, call):
+            turn[name] = (turn[name] + 1) % copies
+            return call.run(turn[name])
+        runs = {name: (lambda name=name, call=call: rotate(name, call)) for name, (call, _) in calls.items()}
+        for run in runs.values():
+            run()
+        self.sample_beside(case)
+        times = measure.interleaved(runs, self.device, self.options.seconds)
+        self.sample_beside(case)
+        for name, (_, facts) in calls.items():
+            median = statistics.median(times[name])
+            entry["calls"][name] = {
+                "median_ms": median * 1e3, "flops_per_second": case.flops / median,
+                "kv_bytes_per_second": case.kv_bytes / median, "times_ms": [t * 1e3 for t in times[name]], **facts}
+        medians = {name: values["median_ms"] for name, values in entry["calls"].items()}
+        theirs = {name: ms for name, ms in medians.items() if name not in OURS}
+        entry["best_peer"] = min(theirs, key=theirs.get, default=None)
+        entry["ratio_to_best_peer"] = theirs[entry["best_peer"]] / medians["tandem"] if theirs else None
+        entry["ratio_to_own_dense"] = (medians["tandem dense"] / medians["tandem"] if "tandem dense" in medians
+                                       else None)
+        return entry
+
+    def sample_beside(self, case):
+        """The CPU's ceilings beside each case: its clock is not constant."""
+        if self.device == "cpu":
+            if case.group == "decode":
+                self.ceilings.sample_cpu_read()
+            else:
+                self.ceilings.sample_cpu_peaks()
 
 
-def ceilings(device, once, seconds):
-    result = {}
-    size = 8192 if device == "cuda" else 1536
-    for name in ("bf16", "f32"):
-        a = torch.randn(size, size, device=device).to(DTYPES[name])
-        b = torch.randn(size, size, device=device).to(DTYPES[name])
-        t = interleaved({"": lambda: a @ b}, once, seconds)[""]
-        result[f"matmul {name} GFLOP/s"] = 2 * size**3 / t * 1e-9
-    source = torch.randn(1 << (30 if device == "cuda" else 27), device=device)
-    target = torch.empty_like(source)
-    t = interleaved({"": lambda: target.copy_(source)}, once, seconds)[""]
-    result["copy GB/s, read and written"] = 2 * source.numel() * 4 / t * 1e-9
-    return result
+def print_entry(entry, device):
+    decode = entry["group"] == "decode"
+    unit = ("GB/s of K and V" if decode else "GFLOP/s") if device == "cpu" else ("TB/s of K and V" if decode
+                                                                               else "TFLOP/s")
+    scale = 1e-9 if device == "cpu" else 1e-12
+    rate = "kv_bytes_per_second" if decode else "flops_per_second"
+    ours = entry["calls"]["tandem"]
+    parts = [f"{name} {values[rate] * scale:.4g}" for name, values in entry["calls"].items()]
+    ratios = [f"{text} {value:.2f}" for text, value in
+              (("of best peer", entry["ratio_to_best_peer"]), ("of own dense", entry["ratio_to_own_dense"])) if value]
+    error = ours.get("error_over_bound")
+    print(f"{entry['case'].removeprefix('forward/'):52s} {ours['kernel']:26s} {', '.join(parts)} {unit}; "
+          f"{', '.join(ratios)}; error/bound {'?' if error is None else format(error, '.2g')}", flush=True)
 
 
-def cases(device):
-    big = dict(batch=4, heads=16, kv_heads=16, q_len=4096, kv_len=4096) if device == "cuda" else \
-        dict(batch=1, heads=8, kv_heads=8, q_len=2048, kv_len=2048)
-    for dtype in ("bf16", "f16", "f32"):
-        for dim in (64, 128):
-            for mask in ("none", "causal", "boolean", "bias"):
-                yield dict(device=device, dtype=dtype, dim=dim, mask=mask, **big)
-    yield dict(device=device, dtype="bf16", dim=128, mask="none", batch=1, heads=32, kv_heads=8,
-               q_len=1, kv_len=8192)
+def parse_options():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    words = lambda text: [word for word in text.split(",") if word]
+    parser.add_argument("--library", required=True, help="path of libtandem.so")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads of everybody (0: all that may be used)")
+    parser.add_argument("--seconds", type=float, default=0.3, help="per call and case (0.3)")
+    parser.add_argument("--groups", type=words, default=[], help="only these groups of cases: " +
+                        " ".join(dict.fromkeys(cases.group_names("cuda") + cases.group_names("cpu"))))
+    parser.add_argument("--filter", type=words, default=[], help="only cases whose names contain one of these")
+    parser.add_argument("--peers", type=words, help="only these peers, by name; '' for none")
+    parser.add_argument("--kernel", help="ours by this kernel")
+    parser.add_argument("--compile-seconds", type=float, default=60, help="for FlexAttention in all (60; 0: without)")
+    parser.add_argument("--judge-pairs", type=int, default=1 << 20, help="rows are sampled above this (2^20)")
+    parser.add_argument("--stamp", help="stamp file of the bundle that the library is from")
+    parser.add_argument("--json", help="where to write the results")
+    parser.add_argument("--list", action="store_true", help="print the names of the cases and stop")
+    return parser.parse_args()
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--library", required=True, help="path of libtandem.so")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads of ours and PyTorch (0: all)")
-    parser.add_argument("--seconds", type=float, default=1.0, help="per call and case")
-    parser.add_argument("--filter", default="", help="only cases whose name contains this")
-    parser.add_argument("--json", help="where to write the results")
-    options = parser.parse_args()
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    options = parse_options()
+    table = cases.cases(options.device, options.groups, options.filter)
+    if options.list:
+        for case in table:
+            print(f"{case.group:8s} {case.name}")
+        return
     torch.manual_seed(1)
-    torch.backends.cuda.matmul.allow_tf32 = False
-    library = tandem.Library(options.library)
-    once = timer(options.device)
-    device_type = tandem.CUDA if options.device == "cuda" else tandem.CPU
-    report = {"device": library.device(device_type), "torch": torch.__version__,
-              "threads": torch.get_num_threads(),
-              "ceilings": ceilings(options.device, once, options.seconds), "results": []}
-    print(json.dumps(report["ceilings"]), flush=True)
-    for arguments in cases(options.device):
-        case = Case(**arguments)
-        if options.filter not in case.name:
-            continue
-        ours = tandem.Attention(library, torch, case.q, case.k, case.v, case.terms, case.bias,
-                                threads=options.threads)
-        calls = {"tandem": ours, **peer_calls(case)}
-        times = interleaved(calls, once, options.seconds)
-        entry = {"case": case.name, "kernel": ours.kernel, "workspace_bytes": ours.workspace_size,
-                 "time_ms": {n: t * 1e3 for n, t in times.items()},
-                 "gflops": {n: case.flops / t * 1e-9 for n, t in times.items()},
-                 "kv_gb_per_s": {n: case.bytes / t * 1e-9 for n, t in times.items()},
-                 "max_error": {n: case.error(call()) for n, call in calls.items()}}
-        peers = [t for n, t in times.items() if n != "tandem"]
-        entry["ratio_to_best_peer"] = min(peers) / times["tandem"] if peers else None
-        report["results"].append(entry)
-        print(f"{case.name:62s} {ours.kernel:28s} " +
-              " ".join(f"{n} {g:.0f}" for n, g in entry["gflops"].items()) +
-              f" GFLOP/s, ratio {entry['ratio_to_best_peer'] or math.nan:.2f}", flush=True)
-        if options.json:
-            with open(options.json, "w", encoding="utf-8") as file:
-                json.dump(report, file, indent=1)
+    start = time.monotonic()
+    with torch.inference_mode():
+        bench = Bench(options)
+        measure.warm_up(options.device, 1.0)
+        bench.ceilings.sample()
+        report = {"format": 2, "device_type": options.device, "device": bench.library.device(bench.device_type),
+                  "machine": machine.describe(torch, options.device, bench.threads),
+                  "versions": machine.versions(torch), "stamp": machine.stamp(options.stamp),
+                  "seconds": options.seconds, "absent": bench.absent, "results": [], "failed": {}}
+        for name, reason in bench.absent.items():
+            print(f"absent: {name}: {reason}")
+        for case in table:
+            try:
+                entry = bench.measure(case)
+                report["results"].append(entry)
+                print_entry(entry, options.device)
+            except (RuntimeError, MemoryError) as error:
+                report["failed"][case.name] = str(error)
+                print(f"{case.name}: FAILED: {error}", flush=True)
+            report["ceilings"] = bench.ceilings.result()
+            write(report, options.json)
+        bench.ceilings.sample()
+        report["ceilings"] = bench.ceilings.result()
+        report["wall_seconds"] = time.monotonic() - start
+        write(report, options.json)
+    for name, values in report["ceilings"].items():
+        print(f"ceiling: {name}: median {values['median']:.4g}, best {values['best']:.4g}")
+    print(f"{len(report['results'])} cases in {report['wall_seconds']:.0f} s, {len(report['failed'])} failed")
+
+
+def write(report, path):
+    if path:
+        with open(path, "w", encoding="utf-8") as file:
+            json.dump(report, file, indent=1)
 
 
 if __name__ == "__main__":

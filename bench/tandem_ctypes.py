@@ -1,4 +1,5 @@
-"""The C ABI of tandem.h through ctypes, for the benchmarks: plans over PyTorch tensors, on either device."""
+"""The C ABI of tandem.h through ctypes, for the benchmarks: plans over PyTorch tensors, on either device, and the
+oracle and the ceilings of libtandem_bench.so."""
 
 import ctypes
 
@@ -6,7 +7,7 @@ MAX_RANK = 5
 CPU, CUDA = 1, 2
 LAYOUT_BHSD, LAYOUT_THD = 1, 3
 TOP_LEFT, BOTTOM_RIGHT = 1, 2
-BAND, PACKED, DENSE = 1, 4, 6
+BAND, LENGTHS, PACKED, DENSE = 1, 3, 4, 6
 DTYPES = {"float32": 1, "float16": 2, "bfloat16": 3, "int32": 5, "int64": 6, "bool": 7}
 
 
@@ -42,6 +43,10 @@ class Band(ctypes.Structure):
         ("right_per_head", TensorPointer),
         ("prefix", TensorPointer),
     ]
+
+
+class Lengths(ctypes.Structure):
+    _fields_ = [("head", Head), ("q_lengths", TensorPointer), ("kv_lengths", TensorPointer)]
 
 
 class Packed(ctypes.Structure):
@@ -129,35 +134,44 @@ class Library:
 
     def __init__(self, path):
         self.c = ctypes.CDLL(path)
-        for name in ("last_error", "version", "plan_kernel", "kernel_name", "device_description"):
+        for name in ("last_error", "version", "plan_kernel", "kernel_name", "device_description",
+                     "device_unavailable_reason", "kernel_unavailable_reason"):
             getattr(self.c, "tandem_" + name).restype = ctypes.c_char_p
         self.c.tandem_plan_workspace_size.restype = ctypes.c_size_t
+        for name in ("plan_destroy", "mask_plan_destroy"):
+            getattr(self.c, "tandem_" + name).argtypes = [ctypes.c_void_p]
+            getattr(self.c, "tandem_" + name).restype = None
 
     def check(self, status):
         if status != 0:
             raise RuntimeError(f"{status}: {self.c.tandem_last_error().decode()}")
 
     def device(self, device_type):
+        """A line about the device, or None."""
         text = self.c.tandem_device_description(device_type, 0)
         return text.decode() if text else None
 
+    def kernels(self, device_type):
+        """Names of the kernels that this machine can run on a type of device, best first."""
+        every = range(self.c.tandem_kernel_count())
+        return [self.c.tandem_kernel_name(n).decode() for n in every
+                if self.c.tandem_kernel_device(n) == device_type and not self.c.tandem_kernel_unavailable_reason(n)]
 
-class Attention:
-    """A planned problem over PyTorch tensors: call it to run; `out` and `lse` hold the result."""
 
-    def __init__(self, library, torch, q, k, v, terms=(), bias=None, kernel=None,
-                 threads=0):
-        self.library = library
-        self.torch = torch
-        self.keep = [q, k, v, bias]
-        layout = LAYOUT_THD if q.dim() == 3 else LAYOUT_BHSD
-        self.out = torch.empty(*q.shape[:-1], v.shape[-1], dtype=q.dtype, device=q.device)
-        lse_shape = (q.shape[1], q.shape[0]) if q.dim() == 3 else q.shape[:-1]
-        self.lse = torch.empty(*lse_shape, dtype=torch.float32, device=q.device)
+class Description:
+    """A tandem_problem with tandem_outputs over PyTorch tensors, which it keeps alive.
+
+    terms: ("causal", alignment), ("window", left, right, alignment), ("kv_lengths", lengths), ("dense", mask),
+    ("packed", cu_seqlens, longest; 0 on the CPU).
+    """
+
+    def __init__(self, q, k, v, out, lse=None, terms=(), bias=None, scale=None):
+        self.keep = []
         p = self.problem = Problem()
         p.struct_size = ctypes.sizeof(Problem)
-        p.layout = layout
+        p.layout = LAYOUT_THD if q.dim() == 3 else LAYOUT_BHSD
         p.q, p.k, p.v = self._tensor(q), self._tensor(k), self._tensor(v)
+        p.has_scale, p.scale = int(scale is not None), scale or 0.0
         p.bias = self._tensor(bias) if bias is not None else None
         made = [self._term(*term) for term in terms]
         self.terms = (ctypes.c_void_p * max(len(made), 1))(*[ctypes.addressof(t) for t in made])
@@ -165,53 +179,144 @@ class Attention:
         p.mask_term_count = len(made)
         o = self.outputs = Outputs()
         o.struct_size = ctypes.sizeof(Outputs)
-        o.out, o.lse = self._tensor(self.out), self._tensor(self.lse)
-        options = Options()
-        options.struct_size = ctypes.sizeof(Options)
-        options.threads = threads
-        options.kernel = kernel.encode() if kernel else None
-        self.plan = ctypes.c_void_p()
-        library.check(library.c.tandem_plan_create(ctypes.byref(p), ctypes.byref(o), None,
-                                                   ctypes.byref(options), ctypes.byref(self.plan)))
-        self.kernel = library.c.tandem_plan_kernel(self.plan).decode()
-        self.workspace_size = library.c.tandem_plan_workspace_size(self.plan)
-        self.workspace = torch.empty(self.workspace_size + 256, dtype=torch.uint8, device=q.device)
-        self.workspace_data = (self.workspace.data_ptr() + 255) // 256 * 256
-        self.is_cuda = q.is_cuda
+        o.out = self._tensor(out)
+        o.lse = self._tensor(lse) if lse is not None else None
 
     def _tensor(self, tensor):
-        self.keep.append(tensor)
-        self.keep.append(describe(tensor))
+        self.keep += [tensor, describe(tensor)]
         return ctypes.pointer(self.keep[-1])
 
     def _term(self, kind, *arguments):
-        """("causal", alignment) | ("window", left, right, alignment) | ("dense", mask) | ("packed", cu, longest)"""
         if kind in ("causal", "window"):
-            term = Band()
+            term, code = Band(), BAND
             left, right, alignment = (-1, 0, *arguments) if kind == "causal" else arguments
             term.alignment, term.left, term.right = alignment, left, right
-            code = BAND
+        elif kind == "kv_lengths":
+            term, code = Lengths(), LENGTHS
+            term.kv_lengths = self._tensor(arguments[0])
         elif kind == "dense":
-            term = Dense()
+            term, code = Dense(), DENSE
             term.mask = self._tensor(arguments[0])
-            code = DENSE
-        else:
-            term = Packed()
+        elif kind == "packed":
+            term, code = Packed(), PACKED
             term.cu_seqlens_q = term.cu_seqlens_k = self._tensor(arguments[0])
             term.max_q_len = term.max_kv_len = arguments[1]
-            code = PACKED
+        else:
+            raise ValueError(f"mask term {kind!r}")
         term.head.struct_size, term.head.kind = ctypes.sizeof(type(term)), code
         self.keep.append(term)
         return term
 
+
+class Attention:
+    """A planned problem over PyTorch tensors: call it to run; `out` and `lse` hold the result.
+
+    prepared: the mask is made a mask plan once, so that calls do not pay for its preparation.
+    """
+
+    def __init__(self, library, torch, q, k, v, terms=(), bias=None, scale=None, kernel=None, threads=0,
+                 prepared=False, lse=True):
+        self.library, self.torch, self.is_cuda = library, torch, q.is_cuda
+        self.plan, self.mask_plan, self.mask_plan_size = ctypes.c_void_p(), ctypes.c_void_p(), 0
+        self.out = torch.empty(*q.shape[:-1], v.shape[-1], dtype=q.dtype, device=q.device)
+        lse_shape = (q.shape[1], q.shape[0]) if q.dim() == 3 else q.shape[:-1]
+        self.lse = torch.empty(*lse_shape, dtype=torch.float32, device=q.device) if lse else None
+        self.description = Description(q, k, v, self.out, self.lse, terms, bias, scale)
+        self.problem, self.outputs = self.description.problem, self.description.outputs
+        self.options = Options()
+        self.options.struct_size = ctypes.sizeof(Options)
+        self.options.threads = threads
+        self.options.kernel = kernel.encode() if kernel else None
+        c = library.c
+        if prepared:
+            self._prepare()
+        library.check(c.tandem_plan_create(ctypes.byref(self.problem), ctypes.byref(self.outputs), None,
+                                           ctypes.byref(self.options), ctypes.byref(self.plan)))
+        self.kernel = c.tandem_plan_kernel(self.plan).decode()
+        self.workspace_size = c.tandem_plan_workspace_size(self.plan)
+        self.workspace, self.workspace_data = self._allocate(self.workspace_size)
+
+    def _allocate(self, size):
+        """Memory of the device and where it is aligned to 256."""
+        memory = self.torch.empty(size + 256, dtype=self.torch.uint8, device=self.out.device)
+        return memory, (memory.data_ptr() + 255) // 256 * 256
+
+    def _prepare(self):
+        size, c = ctypes.c_size_t(), self.library.c
+        self.library.check(c.tandem_mask_plan_size(ctypes.byref(self.problem), ctypes.byref(self.options),
+                                                   ctypes.byref(size)))
+        self.mask_plan_size = size.value
+        self.mask_memory, data = self._allocate(size.value)
+        self.library.check(c.tandem_mask_plan_create(
+            ctypes.byref(self.problem), ctypes.byref(self.options), ctypes.c_void_p(data), size,
+            ctypes.c_void_p(self._stream()), ctypes.byref(self.mask_plan)))
+        self.problem.mask_plan = self.mask_plan
+        self.problem.mask_term_count = 0
+
+    def _stream(self):
+        return self.torch.cuda.current_stream().cuda_stream if self.is_cuda else None
+
+    def set_kv(self, k, v):
+        """Other keys and values of the same shape and strides, which the caller keeps alive."""
+        self.problem.k.contents.data, self.problem.v.contents.data = k.data_ptr(), v.data_ptr()
+
     def __call__(self):
-        stream = self.torch.cuda.current_stream().cuda_stream if self.is_cuda else None
         self.library.check(self.library.c.tandem_plan_run(
             self.plan, ctypes.byref(self.problem), ctypes.byref(self.outputs), None,
             ctypes.c_void_p(self.workspace_data), ctypes.c_size_t(self.workspace_size),
-            ctypes.c_void_p(stream)))
+            ctypes.c_void_p(self._stream())))
         return self.out
 
     def __del__(self):
-        if getattr(self, "plan", None):
-            self.library.c.tandem_plan_destroy(self.plan)
+        self.library.c.tandem_plan_destroy(self.plan)
+        self.library.c.tandem_mask_plan_destroy(self.mask_plan)
+
+
+class Judgement(ctypes.Structure):
+    """What the oracle says of an answer; see judge.cpp."""
+
+    _fields_ = [
+        ("max_error", ctypes.c_double),
+        ("error_over_bound", ctypes.c_double),
+        ("out_error_over_bound", ctypes.c_double),
+        ("lse_error_over_bound", ctypes.c_double),
+        ("nonfinite_mismatches", ctypes.c_int64),
+        ("empty_row_mismatches", ctypes.c_int64),
+        ("empty_rows", ctypes.c_int64),
+        ("rows_compared", ctypes.c_int64),
+        ("rows", ctypes.c_int64),
+        ("worst", ctypes.c_char * 256),
+    ]
+
+    def as_dict(self):
+        result = {name: getattr(self, name) for name, _ in self._fields_}
+        result["worst"] = self.worst.decode()
+        return result
+
+
+class Support:
+    """libtandem_bench.so: the f64 oracle as a judge of anybody's answer, and the ceilings of the CPU."""
+
+    def __init__(self, path):
+        self.c = ctypes.CDLL(path)
+        for name in ("read_bytes_per_second", "fma_flops_per_second", "amx_flops_per_second"):
+            function = getattr(self.c, "tandem_bench_" + name)
+            function.restype, function.argtypes = ctypes.c_double, [ctypes.c_int32, ctypes.c_double]
+        self.c.tandem_bench_visible_pairs.restype = ctypes.c_int64
+
+    def judge(self, description, on_tensor_cores, max_pairs=1 << 20, threads=0):
+        """description: of host tensors, with terms. Rows are sampled above max_pairs."""
+        result = Judgement()
+        self.c.tandem_bench_judge(ctypes.byref(description.problem), ctypes.byref(description.outputs),
+                                  ctypes.c_int32(on_tensor_cores), ctypes.c_int64(max_pairs),
+                                  ctypes.c_int32(threads), ctypes.byref(result))
+        return result.as_dict()
+
+    def visible_pairs(self, description):
+        """Over all query heads."""
+        return self.c.tandem_bench_visible_pairs(ctypes.byref(description.problem))
+
+    def ceiling(self, name, threads, seconds):
+        """Bytes or FLOP per second; None where the machine lacks it."""
+        rate = getattr(self.c, f"tandem_bench_{name}_per_second")(threads, seconds)
+        return rate if rate > 0 else None

@@ -11,7 +11,7 @@ DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 
 
 class Inputs:
-    """q, k, v are [B, H, S, D], packed cases B = 1; `kv` holds as many copies of k and v as a benchmark rotates."""
+    """The scale is the default one. q, k, v are [B, H, S, D], packed cases B = 1; `kv` holds as many copies of k and v as a benchmark rotates."""
 
     def __init__(self, case, copies=1):
         self.case, self.device = case, case.device
@@ -20,7 +20,7 @@ class Inputs:
         shape = (case.batch, case.kv_heads, case.kv_len, case.dim)
         self.kv = [tuple(torch.randn(shape, device=self.device, dtype=dtype) for _ in range(2))
                    for _ in range(copies)]
-        self.bias = self.dense = None
+        self.bias = self.dense = self.scale = None
         if case.mask == "boolean":
             self.dense = torch.rand(case.batch, 1, case.q_len, case.kv_len, device=self.device) < cases.VISIBLE
         elif case.mask in ("bias", "bias_per_head"):

@@ -9,6 +9,7 @@ from peers_torch import Call, Declined
 def _session(onnxruntime, model, threads):
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
+    options.log_severity_level = 4
     # Its idle threads would take time from whoever is measured next.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
@@ -72,19 +73,28 @@ def _rows(t):
     return t.transpose(1, 2).contiguous().flatten(2)
 
 
+def _scale(inputs):
+    """A scale of 0 means the default to ONNX."""
+    if inputs.scale == 0:
+        raise Declined("a scale of 0 is its default scale")
+    return {} if inputs.scale is None else {"scale": inputs.scale}
+
+
 def _multi_head_node(onnx, inputs, with_bias):
     case = inputs.case
     if case.heads != case.kv_heads:
         raise Declined("MultiHeadAttention has no grouped heads")
     names = ["q", "k", "v"] + (["", "", "bias"] if with_bias else [])
     node = onnx.helper.make_node("MultiHeadAttention", names, ["out"], domain="com.microsoft",
-                                 num_heads=case.heads, unidirectional=int(inputs.is_causal and not with_bias))
+                                 num_heads=case.heads, unidirectional=int(inputs.is_causal and not with_bias),
+                                 **_scale(inputs))
     return _rows(inputs.q), node, (("", 17), ("com.microsoft", 1))
 
 
 def _standard_node(onnx, inputs, with_bias):
     names = ["q", "k", "v"] + (["bias"] if with_bias else [])
-    node = onnx.helper.make_node("Attention", names, ["out"], is_causal=int(inputs.is_causal and not with_bias))
+    node = onnx.helper.make_node("Attention", names, ["out"], is_causal=int(inputs.is_causal and not with_bias),
+                                 **_scale(inputs))
     return inputs.q, node, (("", 23),)
 
 
@@ -97,5 +107,5 @@ def peers(threads):
         import onnxruntime
     except ImportError as error:
         return {}, {name: str(error) for name in names}
-    onnxruntime.set_default_logger_severity(3)
+    onnxruntime.set_default_logger_severity(4)
     return {name: prepare(onnx, onnxruntime, threads) for name, prepare in names.items()}, {}

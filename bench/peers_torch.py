@@ -36,7 +36,8 @@ def _sdpa(backend):
             k, v = inputs.kv[copy]
             with sdpa_kernel(backend):
                 return torch.nn.functional.scaled_dot_product_attention(
-                    inputs.q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=gqa)
+                    inputs.q, k, v, attn_mask=mask, is_causal=causal, scale=inputs.scale,
+                    enable_gqa=gqa)
         return Call(run, inputs.packed if case.is_packed else lambda out: out)
     return prepare
 
@@ -130,6 +131,7 @@ def _flash_package(attention, varlen):
         if inputs.torch_mask is not None and not case.is_packed and case.mask != "window":
             raise Declined("it takes no mask and no bias")
         first = lambda result: result[0] if isinstance(result, tuple) else result
+        scale = {} if inputs.scale is None else {"softmax_scale": inputs.scale}
         if case.is_packed:
             if varlen is None:
                 raise Declined("this wheel has no interface for packed sequences")
@@ -140,7 +142,7 @@ def _flash_package(attention, varlen):
         window = {"window_size": (case.window, 0)} if case.window else {}
         q = inputs.q.transpose(1, 2).contiguous()
         kv = [tuple(t.transpose(1, 2).contiguous() for t in pair) for pair in inputs.kv]
-        return Call(lambda copy: first(attention(q, *kv[copy], causal=inputs.is_causal, **window)),
+        return Call(lambda copy: first(attention(q, *kv[copy], causal=inputs.is_causal, **window, **scale)),
                     lambda out: out.transpose(1, 2))
     return prepare
 

@@ -1,10 +1,10 @@
 #include "backend_cpu/reference.h"
 
 #include <cmath>
-#include <limits>
 
 #include "backend_cpu/output_rows.h"
 #include "backend_cpu/parallel.h"
+#include "backend_cpu/reference_row.h"
 #include "core/element.h"
 #include "core/mask_tiles.h"
 #include "core/philox.h"
@@ -16,9 +16,7 @@ using core::DType;
 using core::Problem;
 using core::Sequence;
 
-constexpr int64_t kColumns = 512;  // head dimensions are worked on in parts of this many
 constexpr int64_t kRowsPerTask = 16;
-constexpr double kNegativeInfinity = -std::numeric_limits<double>::infinity();
 
 // The f64 twins of core/softmax.h.
 double MaxKeepNan(double a, double b) {
@@ -30,18 +28,6 @@ double SoftmaxRescale(double old_m, double new_m) {
   if (old_m == kNegativeInfinity) return 0.0;
   return old_m == new_m ? 1.0 : std::exp(old_m - new_m);
 }
-
-// One row of the problem.
-struct Row {
-  const Problem& problem;
-  Sequence sequence;
-  int64_t head;
-  int64_t local;  // row of the tensors
-  int64_t global() const { return sequence.q_offset + local; }
-  int64_t kv_head() const { return head / problem.group; }
-};
-
-int FirstBit(uint64_t word) { return __builtin_ctzll(word); }
 
 // sum q[c] * k[c], in four interleaved sums.
 template <DType kType>
@@ -78,28 +64,6 @@ void DotProducts(const Row& row, int64_t j0, uint64_t visible, double* scores) {
   }
 }
 
-// The score of a pair from its dot product; *hidden where the bias is -inf.
-double FinishScore(const Row& row, int64_t local_j, double dot, bool* hidden) {
-  const Problem& p = row.problem;
-  const int64_t i = row.global();
-  const int64_t j = row.sequence.kv_offset + local_j;
-  double score = double{p.scale} * dot;
-  if (p.softcap > 0.0f) score = p.softcap * std::tanh(score / p.softcap);
-  *hidden = false;
-  if (p.bias.data != nullptr) {
-    const double bias = core::LoadFloat(p.bias.data, p.bias.dtype,
-                                        core::BiasOffset(p.bias, row.sequence, row.head, i, j));
-    *hidden = bias == kNegativeInfinity;
-    score += bias;
-  }
-  if (p.alibi_slopes != nullptr) {
-    const int64_t d = i + core::DiagonalOffset(p.alibi_alignment, row.sequence);
-    const int64_t distance = d < j ? j - d : d - j;
-    score -= double{core::AlibiSlope(p, row.sequence, row.head)} * static_cast<double>(distance);
-  }
-  return score;
-}
-
 // Columns [begin, begin + count) of the row's unnormalised output and the state of its softmax.
 struct Accumulator {
   double m;
@@ -116,9 +80,9 @@ void AddTile(const Row& row, int64_t j0, uint64_t visible, int64_t begin, int64_
   double m = accumulator->m;
   for (uint64_t rest = visible; rest != 0; rest &= rest - 1) {
     const int t = FirstBit(rest);
-    bool hidden;
-    scores[t] = FinishScore(row, j0 + t, scores[t], &hidden);
-    if (hidden) {
+    const Score score = FinishScore(row, j0 + t, scores[t]);
+    scores[t] = score.value;
+    if (score.hidden) {
       visible &= ~(uint64_t{1} << t);
     } else {
       m = MaxKeepNan(m, scores[t]);
@@ -201,22 +165,24 @@ void ComputeRows(const Problem& p, int64_t batch, int64_t head, int64_t begin) {
 
 }  // namespace
 
-bool DeclineUnbuilt(const Problem& problem, core::Text* reason) {
+bool ReferenceDecline(const Problem& problem, core::Text* reason) {
   const char* what = nullptr;
-  if (problem.is_backward) what = "the backward pass is not built yet";
   if (problem.has_block_table) what = "keys and values in pages (block_table) are not built yet";
   if (problem.has_kv_cache) what = "a packed key and value cache (kv_cache) is not built yet";
   if (what != nullptr) core::Format(reason, "%s", what);
   return what != nullptr;
 }
 
-bool ReferenceDecline(const Problem& problem, core::Text* reason) {
-  return DeclineUnbuilt(problem, reason);
+bool DeclineUnbuilt(const Problem& problem, core::Text* reason) {
+  if (!problem.is_backward) return ReferenceDecline(problem, reason);
+  core::Format(reason, "it computes the forward pass only, and gradients are asked for");
+  return true;
 }
 
 int64_t ReferenceWorkspace(const Problem&) { return 0; }
 
 tandem_status ReferenceRun(const Problem& problem, void*, const core::Context& context) {
+  if (problem.is_backward) return ReferenceBackward(problem, context);
   const int64_t blocks = core::CeilDiv(problem.q_rows, kRowsPerTask);
   auto compute = [&problem, blocks](int64_t index, int) {
     const int64_t plane = index / blocks;

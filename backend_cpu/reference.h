@@ -1,5 +1,6 @@
-// reference.cpu: attention row by row in f64 arithmetic. It serves every forward problem and needs
-// no memory of its own, so that there is always an answer; it is the slowest kernel.
+// reference.cpu: attention row by row in f64 arithmetic, forward and backward. It serves every
+// problem and needs no memory of its own, so that there is always an answer; it is the slowest
+// kernel.
 #ifndef TANDEM_BACKEND_CPU_REFERENCE_H_
 #define TANDEM_BACKEND_CPU_REFERENCE_H_
 
@@ -12,7 +13,10 @@ int64_t ReferenceWorkspace(const core::Problem& problem);
 tandem_status ReferenceRun(const core::Problem& problem, void* workspace,
                            const core::Context& context);
 
-// What no CPU kernel serves yet: true with the reason.
+// The backward pass; part of ReferenceRun.
+tandem_status ReferenceBackward(const core::Problem& problem, const core::Context& context);
+
+// What a kernel of the forward pass that takes all else does not serve: true with the reason.
 bool DeclineUnbuilt(const core::Problem& problem, core::Text* reason);
 
 }  // namespace tandem::cpu

@@ -10,7 +10,7 @@
 
 namespace tandem::core {
 
-inline constexpr uint32_t kBackendAbiVersion = 1;
+inline constexpr uint32_t kBackendAbiVersion = 2;
 #define TANDEM_BACKEND_ENTRY "tandem_backend_v1"
 
 // What one call of a backend function needs beside the problem.

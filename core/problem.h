@@ -96,8 +96,8 @@ struct Problem {
   int64_t q_total;  // packed: rows of q and out, else 0
   int64_t kv_total;
 
-  Array4 q, k, v, out;
-  Array4 lse;  // column_stride unused; data null where it was not asked for
+  Array4 q, k, v, out;  // out and lse are results; inputs of the backward pass
+  Array4 lse;           // column_stride unused; data null where it was not asked for
 
   float scale;
   float softcap;
@@ -131,6 +131,16 @@ struct Problem {
   MaskSources sources;
   int32_t mask_is_prepared;  // by a mask plan: mask.dense and mask.block_sparse are ready
   int32_t deterministic;
+
+  // The backward pass (is_backward). Laid out as the tensor that each belongs to; data null: not
+  // given, or a gradient that is not wanted.
+  Array4 dout, dlse;
+  Array4 dq, dk, dv;  // the dtype of q, or f32
+  Array4 dbias;       // f32; strides 0 where the bias is broadcast
+  float* dsink;
+  int64_t dsink_stride;
+  float* dalibi;
+  int64_t dalibi_batch_stride, dalibi_head_stride;
 };
 
 TANDEM_HD bool IsPacked(const Problem& p) { return p.layout == Layout::kTHD; }

@@ -7,6 +7,7 @@
 #include "core/mask_prepare.h"
 #include "core/tensor_check.h"
 #include "core/validate_mask.h"
+#include "core/validate_outputs.h"
 
 namespace tandem::core {
 namespace {
@@ -25,8 +26,8 @@ class ProblemValidator {
   bool Run(const tandem_outputs* outputs, const tandem_gradients* gradients) {
     const bool needs_data = outputs != nullptr;
     return Header() && Inputs(needs_data) && Shapes() && Sequences() && Scalars() && Terms() &&
-           ScoreTensors() && Sizes() && (outputs == nullptr || Outputs(*outputs)) &&
-           (gradients == nullptr || Gradients(*gradients));
+           ScoreTensors() && Sizes() &&
+           (outputs == nullptr || OutputTensors(in_, *outputs, gradients, &check_, &p_));
   }
 
  private:
@@ -66,35 +67,12 @@ class ProblemValidator {
     return check_.SameDevice(name, *tensor, "q", *in_.q);
   }
 
-  // Positions of batch, head, row and column among a tensor's dimensions; -1: none.
-  void Axes(int* batch, int* head, int* row, int* column) const {
-    const bool packed = p_.layout == Layout::kTHD;
-    *batch = packed ? -1 : 0;
-    *head = packed ? 1 : (p_.layout == Layout::kBHSD ? 1 : 2);
-    *row = packed ? 0 : (p_.layout == Layout::kBHSD ? 2 : 1);
-    *column = packed ? 2 : 3;
-  }
-
-  Array4 View(const tandem_tensor& t) const {
-    int batch, head, row, column;
-    Axes(&batch, &head, &row, &column);
-    Array4 a = {};
-    a.data = t.data;
-    a.dtype = static_cast<DType>(t.dtype);
-    a.batch_stride = batch < 0 ? 0 : t.strides[batch];
-    a.head_stride = t.strides[head];
-    a.row_stride = t.strides[row];
-    a.column_stride = t.strides[column];
-    return a;
-  }
-
   bool Shapes() {
-    int batch, head, row, column;
-    Axes(&batch, &head, &row, &column);
+    const auto [batch, head, row, column] = AxesOf(p_.layout);
     const tandem_tensor &q = *in_.q, &k = *in_.k, &v = *in_.v;
-    p_.q = View(q);
-    p_.k = View(k);
-    p_.v = View(v);
+    p_.q = ViewOf(p_.layout, q);
+    p_.k = ViewOf(p_.layout, k);
+    p_.v = ViewOf(p_.layout, v);
     p_.q_heads = q.shape[head];
     p_.qk_dim = q.shape[column];
     p_.kv_heads = k.shape[head];
@@ -367,78 +345,6 @@ class ProblemValidator {
                          ShapeString(*in_.k).c_str());
     }
     return PreparationFits(&check_, p_);
-  }
-
-  bool Outputs(const tandem_outputs& outputs) {
-    if (outputs.struct_size != sizeof(tandem_outputs)) {
-      return check_.Fail("outputs: struct_size is %u, must be %zu (use TANDEM_OUTPUTS_INIT)",
-                         outputs.struct_size, sizeof(tandem_outputs));
-    }
-    if (!OutputTensor("out", outputs.out, {in_.q->dtype, TANDEM_DTYPE_F32})) return false;
-    p_.out = View(*outputs.out);
-    if (outputs.lse != nullptr) {
-      if (!LseTensor("lse", outputs.lse)) return false;
-      const tandem_tensor& lse = *outputs.lse;
-      if (!check_.Writable("lse", lse) || !DisjointFromInputs("lse", lse) ||
-          !check_.Disjoint("lse", lse, "out", *outputs.out)) {
-        return false;
-      }
-      const bool packed = p_.layout == Layout::kTHD;
-      p_.lse.data = lse.data;
-      p_.lse.dtype = DType::kF32;
-      p_.lse.batch_stride = packed ? 0 : lse.strides[0];
-      p_.lse.head_stride = lse.strides[packed ? 0 : 1];
-      p_.lse.row_stride = lse.strides[packed ? 1 : 2];
-    }
-    return true;
-  }
-
-  // A tensor of the shape of out.
-  bool OutputTensor(const char* name, const tandem_tensor* t,
-                    std::initializer_list<tandem_dtype> dtypes) {
-    int batch, head, row, column;
-    Axes(&batch, &head, &row, &column);
-    if (!check_.Tensor(name, t, dtypes, {p_.layout == Layout::kTHD ? 3 : 4})) return false;
-    if (!SameDevice(name, t)) return false;
-    return (batch < 0 || check_.Dimension(name, *t, batch, p_.batch, "the batch of q")) &&
-           check_.Dimension(name, *t, head, p_.q_heads, "the heads of q") &&
-           check_.Dimension(name, *t, row, in_.q->shape[row], "the rows of q") &&
-           check_.Dimension(name, *t, column, p_.v_dim, "the head dimension of v") &&
-           check_.Writable(name, *t) && DisjointFromInputs(name, *t);
-  }
-
-  bool LseTensor(const char* name, const tandem_tensor* t) {
-    const bool packed = p_.layout == Layout::kTHD;
-    if (!check_.Tensor(name, t, {TANDEM_DTYPE_F32}, {packed ? 2 : 3})) return false;
-    if (!SameDevice(name, t)) return false;
-    if (packed) {
-      return check_.Dimension(name, *t, 0, p_.q_heads, "the heads of q") &&
-             check_.Dimension(name, *t, 1, p_.q_total, "the rows of q");
-    }
-    return check_.Dimension(name, *t, 0, p_.batch, "the batch of q") &&
-           check_.Dimension(name, *t, 1, p_.q_heads, "the heads of q") &&
-           check_.Dimension(name, *t, 2, p_.q_rows, "the rows of q");
-  }
-
-  bool DisjointFromInputs(const char* name, const tandem_tensor& t) {
-    return check_.Disjoint(name, t, "q", *in_.q) && check_.Disjoint(name, t, "k", *in_.k) &&
-           check_.Disjoint(name, t, "v", *in_.v) &&
-           (in_.bias == nullptr || check_.Disjoint(name, t, "bias", *in_.bias)) &&
-           (in_.sink == nullptr || check_.Disjoint(name, t, "sink", *in_.sink)) &&
-           (in_.alibi_slopes == nullptr ||
-            check_.Disjoint(name, t, "alibi_slopes", *in_.alibi_slopes)) &&
-           DisjointFromTerms(in_, &check_, name, t);
-  }
-
-  bool Gradients(const tandem_gradients& gradients) {
-    if (gradients.struct_size != sizeof(tandem_gradients)) {
-      return check_.Fail("gradients: struct_size is %u, must be %zu (use TANDEM_GRADIENTS_INIT)",
-                         gradients.struct_size, sizeof(tandem_gradients));
-    }
-    if (gradients.dout == nullptr) return check_.Fail("dout is null, must be a tensor as out");
-    p_.is_backward = 1;
-    p_.deterministic = gradients.deterministic != 0;
-    return true;
   }
 
   const tandem_problem& in_;

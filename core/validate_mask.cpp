@@ -1,23 +1,21 @@
 #include "core/validate_mask.h"
 
-#include <string>
-#include <vector>
-
 #include "core/mask_prepare.h"
+#include "core/validate_term.h"
 
 namespace tandem::core {
 namespace {
 
-class TermValidator {
+class TermValidator : public TermCheck {
  public:
   TermValidator(const tandem_problem& in, Checker* check, Problem* p)
-      : in_(in), check_(*check), p_(*p), on_host_(in.q->device_type == TANDEM_DEVICE_CPU) {}
+      : TermCheck(in, check), p_(*p) {}
 
   bool All() {
     bool has_lengths = false;
     for (int t = 0; t < in_.mask_term_count; ++t) {
       const tandem_mask_term* term = in_.mask_terms[t];
-      prefix_ = "mask_terms[" + std::to_string(t) + "].";
+      Begin(t);
       switch (term == nullptr ? TANDEM_MASK_UNSET : term->kind) {
         case TANDEM_MASK_BAND:
           if (!Sized<tandem_band_term>(*term) || !Band(*As<tandem_band_term>(term))) return false;
@@ -62,116 +60,7 @@ class TermValidator {
     return true;
   }
 
-  bool Packed() {
-    const tandem_packed_term* packed = nullptr;
-    for (int t = 0; t < in_.mask_term_count; ++t) {
-      const tandem_mask_term* term = in_.mask_terms[t];
-      if (term == nullptr || term->kind != TANDEM_MASK_PACKED) continue;
-      prefix_ = "mask_terms[" + std::to_string(t) + "].";
-      if (packed != nullptr) {
-        return check_.Fail("%skind is PACKED, must be given once", Prefix());
-      }
-      if (!Sized<tandem_packed_term>(*term)) return false;
-      packed = As<tandem_packed_term>(term);
-    }
-    if (packed == nullptr) {
-      return check_.Fail("mask_terms has no packed term, must have one with TANDEM_LAYOUT_THD");
-    }
-    if (!IndexTensor("cu_seqlens_q", packed->cu_seqlens_q, &p_.cu_seqlens_q) ||
-        !IndexTensor("cu_seqlens_k", packed->cu_seqlens_k, &p_.cu_seqlens_k)) {
-      return false;
-    }
-    const tandem_tensor &cu_q = *packed->cu_seqlens_q, &cu_k = *packed->cu_seqlens_k;
-    if (cu_q.shape[0] < 1) {
-      return check_.Fail("%scu_seqlens_q: shape is %s, must be [B + 1]", Prefix(),
-                         ShapeString(cu_q).c_str());
-    }
-    const std::string name_k = prefix_ + "cu_seqlens_k";
-    if (!check_.Dimension(name_k.c_str(), cu_k, 0, cu_q.shape[0], "that of cu_seqlens_q")) {
-      return false;
-    }
-    if (cu_q.dtype != cu_k.dtype) {
-      return check_.Fail("%scu_seqlens_k: dtype is %s, must be that of cu_seqlens_q, %s", Prefix(),
-                         DTypeName(static_cast<DType>(cu_k.dtype)),
-                         DTypeName(static_cast<DType>(cu_q.dtype)));
-    }
-    p_.batch = cu_q.shape[0] - 1;
-    return LongestLength("cu_seqlens_q", "max_q_len", p_.cu_seqlens_q, p_.q_total,
-                         packed->max_q_len, &p_.q_rows) &&
-           LongestLength("cu_seqlens_k", "max_kv_len", p_.cu_seqlens_k, p_.kv_total,
-                         packed->max_kv_len, &p_.kv_rows);
-  }
-
  private:
-  template <typename Term>
-  static const Term* As(const tandem_mask_term* term) {
-    return reinterpret_cast<const Term*>(term);
-  }
-  template <typename Term>
-  bool Sized(const tandem_mask_term& head) {
-    if (head.struct_size == sizeof(Term)) return true;
-    return check_.Fail("%sstruct_size is %u, must be %zu (use the TANDEM_*_TERM_INIT macro)",
-                       Prefix(), head.struct_size, sizeof(Term));
-  }
-  const char* Prefix() const { return prefix_.c_str(); }
-
-  bool Tensor(const char* field, const tandem_tensor* t, std::initializer_list<tandem_dtype> dtypes,
-              std::initializer_list<int> ranks) {
-    const std::string name = prefix_ + field;
-    return check_.Tensor(name.c_str(), t, dtypes, ranks) &&
-           check_.SameDevice(name.c_str(), *t, "q", *in_.q);
-  }
-  bool Extent(const char* field, const tandem_tensor& t, int dimension, int64_t wanted,
-              const char* meaning) {
-    return check_.Dimension((prefix_ + field).c_str(), t, dimension, wanted, meaning);
-  }
-  bool BroadcastExtent(const char* field, const tandem_tensor& t, int dimension, int64_t wanted,
-                       const char* meaning) {
-    return check_.Broadcastable((prefix_ + field).c_str(), t, dimension, wanted, meaning);
-  }
-
-  bool IndexTensor(const char* field, const tandem_tensor* t, IndexVector* vector) {
-    if (!Tensor(field, t, {TANDEM_DTYPE_I32, TANDEM_DTYPE_I64}, {1})) return false;
-    *vector = {t->data, static_cast<DType>(t->dtype), 0, t->strides[0]};
-    return true;
-  }
-
-  bool LongestLength(const char* field, const char* max_field, const IndexVector& cu, int64_t total,
-                     int64_t given, int64_t* longest) {
-    if (given < 0 || given > total) {
-      return check_.Fail("%s%s is %lld, must be in [0, %lld] (the rows of the tensor)", Prefix(),
-                         max_field, static_cast<long long>(given), static_cast<long long>(total));
-    }
-    if (!on_host_) {
-      if (given == 0 && total > 0) {
-        return check_.Fail("%s%s is 0, must be the longest length, since %s is on a device",
-                           Prefix(), max_field, field);
-      }
-      *longest = given;
-      return true;
-    }
-    int64_t longest_seen = 0;
-    for (int64_t b = 0; b <= p_.batch; ++b) {
-      const int64_t value = LoadIndex(cu, b);
-      const int64_t before = b == 0 ? 0 : LoadIndex(cu, b - 1);
-      if (value < before || value > total) {
-        return check_.Fail(
-            "%s%s[%lld] is %lld, must be in [%lld, %lld] (not decreasing, within "
-            "the rows of the tensor)",
-            Prefix(), field, static_cast<long long>(b), static_cast<long long>(value),
-            static_cast<long long>(before), static_cast<long long>(total));
-      }
-      if (b > 0) longest_seen = Max(longest_seen, value - before);
-    }
-    if (given != 0 && longest_seen > given) {
-      return check_.Fail("%s%s is %lld, must be at least the longest sequence of %s, %lld",
-                         Prefix(), max_field, static_cast<long long>(given), field,
-                         static_cast<long long>(longest_seen));
-    }
-    *longest = given != 0 ? given : longest_seen;
-    return true;
-  }
-
   bool HeadArrayTensor(const char* field, const tandem_tensor* t, HeadArray* array) {
     if (t == nullptr) return true;
     if (!Tensor(field, t, {TANDEM_DTYPE_I32}, {2}) ||
@@ -180,7 +69,7 @@ class TermValidator {
       return false;
     }
     *array = {static_cast<const int32_t*>(t->data), BroadcastStride(*t, 0), BroadcastStride(*t, 1)};
-    if (!on_host_) return true;
+    if (!OnHost()) return true;
     for (int64_t b = 0; b < t->shape[0]; ++b) {
       for (int64_t h = 0; h < t->shape[1]; ++h) {
         const int32_t value = HeadValue(*array, 0, b, h);
@@ -251,7 +140,7 @@ class TermValidator {
     if (!Tensor(field, t, {TANDEM_DTYPE_I32}, {1}) || !Extent(field, *t, 0, p_.batch, "the batch"))
       return false;
     *vector = {t->data, DType::kI32, 0, t->strides[0]};
-    if (!on_host_) return true;
+    if (!OnHost()) return true;
     for (int64_t b = 0; b < p_.batch; ++b) {
       int64_t limit = longest;
       if (p_.layout == Layout::kTHD) {
@@ -374,7 +263,7 @@ class TermValidator {
       source->batch_extent = p_.batch;
     if (list->counts_head_stride != 0 || list->indices_head_stride != 0)
       source->head_extent = p_.q_heads;
-    return !on_host_ || BlockListInRange(counts_field, indices_field, *list, *source);
+    return !OnHost() || BlockListInRange(counts_field, indices_field, *list, *source);
   }
 
   bool BlockListInRange(const char* counts_field, const char* indices_field,
@@ -435,54 +324,8 @@ class TermValidator {
                        most);
   }
 
-  const tandem_problem& in_;
-  Checker& check_;
   Problem& p_;
-  bool on_host_;
-  std::string prefix_;
 };
-
-struct TermTensor {
-  const char* name;
-  const tandem_tensor* tensor;  // null: not given
-};
-
-// The arrays of a valid term.
-std::vector<TermTensor> TensorsOf(const tandem_mask_term& head) {
-  switch (head.kind) {
-    case TANDEM_MASK_BAND: {
-      const auto& term = reinterpret_cast<const tandem_band_term&>(head);
-      return {{"left_per_head", term.left_per_head},
-              {"right_per_head", term.right_per_head},
-              {"prefix", term.prefix}};
-    }
-    case TANDEM_MASK_ROW_RANGES:
-      return {{"ranges", reinterpret_cast<const tandem_row_ranges_term&>(head).ranges}};
-    case TANDEM_MASK_LENGTHS: {
-      const auto& term = reinterpret_cast<const tandem_lengths_term&>(head);
-      return {{"q_lengths", term.q_lengths}, {"kv_lengths", term.kv_lengths}};
-    }
-    case TANDEM_MASK_PACKED: {
-      const auto& term = reinterpret_cast<const tandem_packed_term&>(head);
-      return {{"cu_seqlens_q", term.cu_seqlens_q}, {"cu_seqlens_k", term.cu_seqlens_k}};
-    }
-    case TANDEM_MASK_SEGMENTS: {
-      const auto& term = reinterpret_cast<const tandem_segments_term&>(head);
-      return {{"q_segments", term.q_segments}, {"kv_segments", term.kv_segments}};
-    }
-    case TANDEM_MASK_DENSE: {
-      const auto& term = reinterpret_cast<const tandem_dense_term&>(head);
-      return {{"mask", term.mask}, {"sequence_offsets", term.sequence_offsets}};
-    }
-    default: {
-      const auto& term = reinterpret_cast<const tandem_block_sparse_term&>(head);
-      return {{"counts", term.counts},
-              {"indices", term.indices},
-              {"full_counts", term.full_counts},
-              {"full_indices", term.full_indices}};
-    }
-  }
-}
 
 // On the host every sequence's matrix of a dense term with offsets lies inside the mask.
 bool SequenceOffsetsInRange(Checker* check, const Problem& p) {
@@ -509,69 +352,9 @@ bool SequenceOffsetsInRange(Checker* check, const Problem& p) {
 
 }  // namespace
 
-bool PackedSequences(const tandem_problem& in, Checker* check, Problem* p) {
-  return TermValidator(in, check, p).Packed();
-}
-
 bool MaskTerms(const tandem_problem& in, Checker* check, Problem* p) {
   if (!TermValidator(in, check, p).All()) return false;
   return in.q->device_type != TANDEM_DEVICE_CPU || SequenceOffsetsInRange(check, *p);
-}
-
-bool DisjointFromTerms(const tandem_problem& in, Checker* check, const char* name,
-                       const tandem_tensor& output) {
-  for (int t = 0; t < in.mask_term_count; ++t) {
-    const tandem_mask_term* term = in.mask_terms[t];
-    for (const TermTensor& part : TensorsOf(*term)) {
-      if (part.tensor == nullptr) continue;
-      const std::string other = "mask_terms[" + std::to_string(t) + "]." + part.name;
-      if (!check->Disjoint(name, output, other.c_str(), *part.tensor)) return false;
-    }
-  }
-  return true;
-}
-
-bool ScoreMatrixStrides(const char* name, const tandem_tensor& tensor, const Problem& p,
-                        Checker* check, int64_t* batch_stride, int64_t* head_stride,
-                        int64_t* row_stride, int64_t* column_stride) {
-  const int rank = tensor.rank;
-  *batch_stride = *head_stride = 0;
-  if (!check->Broadcastable(name, tensor, rank - 2, p.global_q_len, "the rows of q") ||
-      !check->Broadcastable(name, tensor, rank - 1, p.global_kv_len, "the rows of k") ||
-      (rank >= 3 && !check->Broadcastable(name, tensor, 0, p.batch, "the batch")) ||
-      (rank == 4 && !check->Broadcastable(name, tensor, 1, p.q_heads, "the heads of q"))) {
-    return false;
-  }
-  if (rank >= 3) *batch_stride = BroadcastStride(tensor, 0);
-  if (rank == 4) *head_stride = BroadcastStride(tensor, 1);
-  *row_stride = BroadcastStride(tensor, rank - 2);
-  *column_stride = BroadcastStride(tensor, rank - 1);
-  return true;
-}
-
-bool PreparationFits(Checker* check, const Problem& p) {
-  auto fits = [](std::initializer_list<int64_t> factors) {
-    int64_t product = 64;
-    for (int64_t factor : factors) {
-      if (__builtin_mul_overflow(product, factor + 1, &product)) return false;
-    }
-    return product < (int64_t{1} << 60);
-  };
-  const MaskSources& sources = p.sources;
-  if (sources.dense_count > 0 && !fits({sources.dense_batch_extent, sources.dense_head_extent,
-                                        sources.dense_row_extent, DenseWordsPerRow(p)})) {
-    return check->Fail("mask_terms: the dense masks have more than 2^60 pairs, must have fewer");
-  }
-  for (int t = 0; t < sources.block_sparse_count; ++t) {
-    const BlockSparseSource& source = sources.block_sparse[t];
-    if (!fits(
-            {source.batch_extent, source.head_extent, source.q_blocks, BlockWordsPerRow(source)})) {
-      return check->Fail(
-          "mask_terms: a block-sparse term has more than 2^60 blocks, must have "
-          "fewer");
-    }
-  }
-  return true;
 }
 
 }  // namespace tandem::core

@@ -1,4 +1,4 @@
-// The validator's part for mask terms; used by core/validate.cpp only.
+// The validator's part for mask terms; used by the other parts of the validator only.
 #ifndef TANDEM_CORE_VALIDATE_MASK_H_
 #define TANDEM_CORE_VALIDATE_MASK_H_
 

@@ -1,4 +1,4 @@
-// tandem_attention: validate, choose the device, plan, allocate, run, wait.
+// tandem_attention and its backward pass: validate, choose the device, plan, allocate, run, wait.
 #include <cstdlib>
 #include <memory>
 
@@ -44,17 +44,18 @@ tandem_status RunOnDevice(const core::Problem& validated, const tandem_options& 
 }
 
 tandem_status RunStaged(const tandem_problem& problem, const tandem_outputs& outputs,
-                        const core::Problem& validated, const tandem_options& options) {
+                        const tandem_gradients* gradients, const core::Problem& validated,
+                        const tandem_options& options) {
   tandem_status status = CheckKernelName(options);
   if (status != TANDEM_STATUS_OK) return status;
   const core::Backend* backend = UsableBackend(TANDEM_DEVICE_CUDA, options.device_index, &status);
   if (backend == nullptr) return status;
   const core::Context context = {options.device_index, 0, nullptr, nullptr, &LastError()};
   Staging staging(*backend, context, options.device_index);
-  status = staging.Upload(problem, outputs, validated);
+  status = staging.Upload(problem, outputs, gradients, validated);
   if (status != TANDEM_STATUS_OK) return status;
   core::Problem on_device;
-  status = ValidateProblem(&staging.problem(), &staging.outputs(), nullptr, &on_device);
+  status = ValidateProblem(&staging.problem(), &staging.outputs(), staging.gradients(), &on_device);
   if (status == TANDEM_STATUS_OK) status = RunOnDevice(on_device, options);
   return status == TANDEM_STATUS_OK ? staging.Download() : status;
 }
@@ -69,13 +70,14 @@ bool CudaServes(const core::Problem& validated, const tandem_options& options) {
   return SelectOn(*cuda.backend, there, options, options.device_index).chosen >= 0;
 }
 
+// gradients null: forward.
 tandem_status Attention(const tandem_problem* problem, const tandem_outputs* outputs,
-                        const tandem_options* options) {
+                        const tandem_gradients* gradients, const tandem_options* options) {
   tandem_options read;
   tandem_status status = ReadOptions(options, &read);
   if (status != TANDEM_STATUS_OK) return status;
   core::Problem validated;
-  status = ValidateProblem(problem, outputs, nullptr, &validated);
+  status = ValidateProblem(problem, outputs, gradients, &validated);
   if (status != TANDEM_STATUS_OK) return status;
   if (validated.device_type == TANDEM_DEVICE_CUDA) {
     if (read.device_type == TANDEM_DEVICE_CPU) {
@@ -90,7 +92,8 @@ tandem_status Attention(const tandem_problem* problem, const tandem_outputs* out
     return Fail(TANDEM_STATUS_INVALID_ARGUMENT,
                 "mask_plan is in host memory, must be null where the call copies to CUDA");
   }
-  return staged ? RunStaged(*problem, *outputs, validated, read) : RunOnHost(validated, read);
+  return staged ? RunStaged(*problem, *outputs, gradients, validated, read)
+                : RunOnHost(validated, read);
 }
 
 }  // namespace
@@ -100,5 +103,18 @@ extern "C" tandem_status tandem_attention(const tandem_problem* problem,
                                           const tandem_outputs* outputs,
                                           const tandem_options* options) {
   return tandem::dispatch::Guard(
-      [&] { return tandem::dispatch::Attention(problem, outputs, options); });
+      [&] { return tandem::dispatch::Attention(problem, outputs, nullptr, options); });
+}
+
+extern "C" tandem_status tandem_attention_backward(const tandem_problem* problem,
+                                                   const tandem_outputs* outputs,
+                                                   const tandem_gradients* gradients,
+                                                   const tandem_options* options) {
+  return tandem::dispatch::Guard([&] {
+    if (gradients == nullptr) {
+      return tandem::dispatch::Fail(TANDEM_STATUS_INVALID_ARGUMENT,
+                                    "gradients is null, must point to a tandem_gradients");
+    }
+    return tandem::dispatch::Attention(problem, outputs, gradients, options);
+  });
 }

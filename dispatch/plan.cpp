@@ -146,7 +146,8 @@ tandem_status RunPlan(const tandem_plan& plan, core::Problem* problem, void* wor
 
 core::Problem StructureOf(const core::Problem& problem) {
   core::Problem s = problem;
-  for (core::Array4* array : {&s.q, &s.k, &s.v, &s.out, &s.lse, &s.bias}) {
+  for (core::Array4* array : {&s.q, &s.k, &s.v, &s.out, &s.lse, &s.bias, &s.dout, &s.dlse, &s.dq,
+                              &s.dk, &s.dv, &s.dbias}) {
     KeepPresence(&array->data);
   }
   for (core::IndexVector* v : {&s.cu_seqlens_q, &s.cu_seqlens_k, &s.q_lengths, &s.kv_lengths}) {
@@ -177,6 +178,8 @@ core::Problem StructureOf(const core::Problem& problem) {
   }
   KeepPresence(&s.alibi_slopes);
   KeepPresence(&s.sink);
+  KeepPresence(&s.dsink);
+  KeepPresence(&s.dalibi);
   s.device_status = nullptr;
   s.scale = 0;
   s.softcap = s.softcap > 0 ? 1.0f : 0.0f;
@@ -216,8 +219,8 @@ tandem_status tandem_plan_create(const tandem_problem* problem, const tandem_out
     if (read.device_type == TANDEM_DEVICE_CPU || read.device_type == TANDEM_DEVICE_CUDA) {
       if (read.device_type != validated.device_type) {
         return Fail(TANDEM_STATUS_INVALID_ARGUMENT,
-                    "options: device_type is %d, must be that of the tensors, %d (only "
-                    "tandem_attention copies between devices)",
+                    "options: device_type is %d, must be that of the tensors, %d (only the "
+                    "one-call functions copy between devices)",
                     read.device_type, validated.device_type);
       }
     }

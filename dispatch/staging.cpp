@@ -149,10 +149,33 @@ tandem_status Staging::StageTerm(const tandem_mask_term* source, const core::Pro
   return TANDEM_STATUS_OK;
 }
 
+tandem_status Staging::StageGradients(bool has_pairs) {
+  for (const tandem_tensor** slot :
+       {&outputs_.out, &outputs_.lse, &gradients_.dout, &gradients_.dlse}) {
+    const tandem_status status = Stage(slot);
+    if (status != TANDEM_STATUS_OK) return status;
+  }
+  if (!has_pairs && gradients_.dbias != nullptr) {
+    tandem_tensor& zeros = tensors_.emplace_back(*gradients_.dbias);
+    RowMajor(zeros, zeros.strides);
+    zeros.data = nullptr;
+    pending_.push_back({gradients_.dbias, &zeros});
+    gradients_.dbias = nullptr;
+  }
+  for (const tandem_tensor** slot : {&gradients_.dq, &gradients_.dk, &gradients_.dv,
+                                     &gradients_.dbias, &gradients_.dsink, &gradients_.dalibi}) {
+    const tandem_status status = StageOutput(slot);
+    if (status != TANDEM_STATUS_OK) return status;
+  }
+  return TANDEM_STATUS_OK;
+}
+
 tandem_status Staging::Upload(const tandem_problem& problem, const tandem_outputs& outputs,
-                              const core::Problem& validated) {
+                              const tandem_gradients* gradients, const core::Problem& validated) {
   problem_ = problem;
   outputs_ = outputs;
+  has_gradients_ = gradients != nullptr;
+  if (has_gradients_) gradients_ = *gradients;
   problem_.device_status = nullptr;  // the host has checked the data
   // Packed sequences without a single pair: their longest length is 0, which a device problem
   // cannot say, and no term but the lengths has a meaning.
@@ -172,6 +195,7 @@ tandem_status Staging::Upload(const tandem_problem& problem, const tandem_output
   }
   problem_.mask_terms = term_pointers_.data();
   problem_.mask_term_count = static_cast<int32_t>(term_pointers_.size());
+  if (has_gradients_) return StageGradients(has_pairs);
   const tandem_status status = StageOutput(&outputs_.out);
   return status == TANDEM_STATUS_OK ? StageOutput(&outputs_.lse) : status;
 }
@@ -183,7 +207,7 @@ tandem_status Staging::Download() {
     const int64_t element = core::ElementSize(static_cast<core::DType>(output.host->dtype));
     const int64_t size = core::ElementCount(*output.device) * element;
     std::vector<char>& buffer = fetched.emplace_back(static_cast<size_t>(size));
-    if (size == 0) continue;
+    if (size == 0 || output.device->data == nullptr) continue;
     const tandem_status status =
         backend_.copy_to_host(buffer.data(), output.device->data, size, context_);
     if (status != TANDEM_STATUS_OK) return status;

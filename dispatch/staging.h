@@ -19,15 +19,18 @@ class Staging {
   Staging(const Staging&) = delete;
   Staging& operator=(const Staging&) = delete;
 
-  // problem and outputs were validated on the host; `validated` supplies the longest lengths.
+  // All were validated on the host; gradients null: forward. `validated` supplies the longest
+  // lengths.
   tandem_status Upload(const tandem_problem& problem, const tandem_outputs& outputs,
-                       const core::Problem& validated);
+                       const tandem_gradients* gradients, const core::Problem& validated);
   const tandem_problem& problem() const { return problem_; }
   const tandem_outputs& outputs() const { return outputs_; }
+  // Null where none were uploaded.
+  const tandem_gradients* gradients() const { return has_gradients_ ? &gradients_ : nullptr; }
 
   tandem_status Allocate(int64_t size, void** memory);
 
-  // Copies the results into the caller's outputs; call after the device has finished.
+  // Copies the results into the caller's tensors; call after the device has finished.
   tandem_status Download();
 
  private:
@@ -36,10 +39,11 @@ class Staging {
   tandem_status StageTerm(const tandem_mask_term* term, const core::Problem& validated);
   // Points *slot at a device tensor of the same shape, row-major, not filled.
   tandem_status StageOutput(const tandem_tensor** slot);
+  tandem_status StageGradients(bool has_pairs);
 
   struct PendingOutput {
     const tandem_tensor* host;
-    const tandem_tensor* device;
+    const tandem_tensor* device;  // without data: zeros
   };
   union Term {
     tandem_mask_term head;
@@ -57,6 +61,8 @@ class Staging {
   int32_t device_index_;
   tandem_problem problem_ = TANDEM_PROBLEM_INIT;
   tandem_outputs outputs_ = TANDEM_OUTPUTS_INIT;
+  tandem_gradients gradients_ = TANDEM_GRADIENTS_INIT;
+  bool has_gradients_ = false;
   std::deque<tandem_tensor> tensors_;
   std::deque<Term> terms_;
   std::vector<const tandem_mask_term*> term_pointers_;

@@ -215,13 +215,30 @@ TEST(PlanTest, NamedKernelIsUsed) {
   EXPECT_EQ(plan.kernel(), "reference.cpu");
 }
 
-TEST(PlanTest, BackwardIsDeclinedWithReasons) {
+TEST(PlanTest, BackwardWritesTheGradientsOfOneCall) {
+  Data data;
+  const tandem::Problem problem = data.Problem();
+  tandem::Attention(problem, data.Outputs());
+  std::vector<float> dout(data.out.size(), 1.0f), dq(data.q.size(), NAN);
+  tandem::Gradients gradients(Tensor(dout, {kBatch, kHeads, kQueries, kDim}));
+  gradients.dq = Tensor(dq, {kBatch, kHeads, kQueries, kDim});
+  tandem::AttentionBackward(problem, data.Outputs(), gradients);
+  const std::vector<float> expected = dq;
+  for (const float x : expected) EXPECT_TRUE(std::isfinite(x));
+  const tandem::Plan plan(problem, data.Outputs(), gradients);
+  tandem::HostBuffer workspace(plan.workspace_size());
+  std::fill(dq.begin(), dq.end(), NAN);
+  plan.Run(problem, data.Outputs(), gradients, workspace.data(), workspace.size());
+  EXPECT_EQ(dq, expected);
+}
+
+TEST(PlanTest, BackwardNeedsTheLse) {
   Data data;
   const Tensor gradient(data.q, {kBatch, kHeads, kQueries, kDim});
   const tandem::Error error =
-      Failure([&] { tandem::Plan(data.Problem(), data.Outputs(), tandem::Gradients(gradient)); });
-  EXPECT_EQ(error.status(), tandem::Status::kUnsupported) << error.what();
-  EXPECT_NE(std::string(error.what()).find("backward"), std::string::npos) << error.what();
+      Failure([&] { tandem::Plan(data.Problem(), data.Out(), tandem::Gradients(gradient)); });
+  EXPECT_EQ(error.status(), tandem::Status::kInvalidArgument) << error.what();
+  EXPECT_NE(std::string(error.what()).find("lse"), std::string::npos) << error.what();
 }
 
 TEST(MaskPlanTest, GivesTheSameBitsAndOutlivesTheMask) {
@@ -284,7 +301,8 @@ TEST(ExplainTest, NamesTheChosenKernelAndTheReasonsOfTheOthers) {
   const tandem::Gradients gradients(gradient);
   const tandem::Explanation backward =
       tandem::Explain(data.Problem(), data.Outputs(), {}, &gradients);
-  EXPECT_FALSE(backward.chosen.has_value());
+  ASSERT_TRUE(backward.chosen.has_value());
+  EXPECT_FALSE(backward.kernels[*backward.chosen].reason.has_value());
 }
 
 TEST(DevicesTest, EitherDevicesOrAReason) {

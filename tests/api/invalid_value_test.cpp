@@ -382,17 +382,6 @@ TEST(InvalidCallSmall, CudaWithoutAGpuSaysWhy) {
   EXPECT_EQ(tandem_device_description(TANDEM_DEVICE_CUDA, 0), nullptr);
 }
 
-TEST(InvalidCallSmall, BackwardIsDeclinedWithEachReason) {
-  Call s(CaseSpec{});
-  tandem_gradients gradients = TANDEM_GRADIENTS_INIT;
-  gradients.dout = s.outputs.out;
-  tandem_plan* plan = nullptr;
-  EXPECT_EQ(tandem_plan_create(&s.problem, &s.outputs, &gradients, nullptr, &plan),
-            TANDEM_STATUS_UNSUPPORTED);
-  Call::ExpectMessage({"backward"});
-  EXPECT_EQ(plan, nullptr);
-}
-
 TEST(InvalidCallSmall, StatusStrings) {
   for (tandem_status status = TANDEM_STATUS_OK; status <= TANDEM_STATUS_INTERNAL; ++status) {
     EXPECT_STRNE(tandem_status_string(status), "");

@@ -33,6 +33,29 @@
 // e is the largest e_j among the keys that can contribute. A key whose score, with its error, lies
 // so far below the maximum that its p underflows to 0 in f32 either way cannot, whatever its own
 // e_j; without this, one bias of finfo.min in a row would make the row's bound infinite.
+//
+// Backward. The gradients are those of docs/semantics.md section 6 for the O and LSE that are
+// given, so errors of the forward pass are not counted. For a visible pair, with keep' = keep / (1
+// - rate),
+//     P = min(1, exp(s - LSE)),  D = sum dO O,  dP = keep' sum dO v,  dS = P (dP - D + dLSE),
+//     dX = dS (1 - tanh^2) where there is a softcap, else dS.
+//
+// 5. P. There is no sum to share the error with: e = e_j + 4 u32 |LSE| (s - LSE rounds at the size
+//    of its operands), and |error| <= P (expm1(e) + 8 u32), never more than 1, since P and what a
+//    kernel makes of it lie in [0, 1].
+//
+// 6. dS. e_dP = gamma(Dv + 8) keep' sum |dO||v|; e_D = (gamma(Dv + 8) + u_out) sum |dO||O|, u_out
+//    for a kernel that takes D from sums of its own. A product's error is
+//        e_dS = e_P |dP - D + dLSE| + (P + e_P) (e_dP + e_D + 4 u32 (|dP| + |D| + |dLSE|)).
+//    Softcap: t = tanh is off by e_t = gamma(Dqk + 8) |scale| sum |q||k| / cap + 4 u32, so 1 - t^2
+//    by e_c = 2 |t| e_t + e_t^2 + 4 u32, and e_dX = e_dS (1 - t^2) + (|dS| + e_dS) e_c.
+//
+// 7. Sums of n products. dQ = scale sum dX k; rounding dX to its type is 2u as for P, and the sum
+//    gamma(n + 8), both relative to |dX k|:
+//        bound = |factor| (sum e_dX |k| + (2u + gamma(n + 8)) sum |dX k| + eta sum |k|) +
+//                u_out |dQ| + eta_out.
+//    The same with q for dK (factor scale), and with dO and P keep' for dV (factor 1). dBias, dSink
+//    and dALiBi are sums of dS, in f32, with the same bound (u = 0 for them: dS is not rounded).
 #ifndef TANDEM_TESTS_ORACLE_BOUNDS_H_
 #define TANDEM_TESTS_ORACLE_BOUNDS_H_
 
@@ -117,6 +140,21 @@ inline double LseBound(const Arithmetic& a, int64_t visible_keys, double score_e
   const double rounded_sum = a.product_unit > kUnitF32 ? a.product_unit : 0.0;
   return 2 * score_error + Gamma(a, visible_keys + 8) + 4 * kUnitF32 * (1 + std::fabs(lse)) +
          rounded_sum;
+}
+
+// Of P.
+inline double ProbabilityBound(double score_error, double lse, double p) {
+  const double error = p * (std::expm1(score_error + 4 * kUnitF32 * std::fabs(lse)) + 8 * kUnitF32);
+  return std::fmin(p == 0.0 ? 0.0 : error, 1.0) + 0x1p-125;
+}
+
+// Of a sum of products over n pairs: `error` is the sum of the factors' errors times the other
+// operands, `magnitude` that of the products, `operands` that of the other operands.
+inline double SumBound(const Arithmetic& a, tandem_dtype out_dtype, int64_t n, double factor,
+                       double error, double magnitude, double operands, double value) {
+  const double relative = 2 * a.product_unit + Gamma(a, n + 8);
+  return std::fabs(factor) * (error + relative * magnitude + a.product_underflow * operands) +
+         OutputUnit(out_dtype) * std::fabs(value) + OutputUnderflow(out_dtype);
 }
 
 }  // namespace tandem::oracle

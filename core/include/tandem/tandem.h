@@ -314,15 +314,16 @@ typedef struct tandem_outputs {
 #define TANDEM_OUTPUTS_INIT \
   { sizeof(tandem_outputs), 0, NULL, NULL }
 
-/* The backward pass: out, lse (of the forward pass) and dout in, gradients out (each may be null).
- * No version serves it yet: planning one answers TANDEM_STATUS_UNSUPPORTED with each kernel's
- * reason. */
+/* The backward pass: the out and lse of the forward pass (tandem_outputs, both required) and dout
+ * in, gradients out (each may be null). Nothing that belongs to an empty row is used, whatever it
+ * holds.
+ */
 typedef struct tandem_gradients {
   uint32_t struct_size;
   int32_t deterministic;     /* nonzero: bit-reproducible even where that costs more */
-  const tandem_tensor* dout; /* as out */
+  const tandem_tensor* dout; /* the shape of out; the dtype of q, or f32 */
   const tandem_tensor* dlse; /* null, or as lse */
-  const tandem_tensor* dq;   /* as q */
+  const tandem_tensor* dq;   /* the shape of q; the dtype of q, or f32; so dk and dv */
   const tandem_tensor* dk;
   const tandem_tensor* dv;
   const tandem_tensor* dbias;  /* f32, the bias's own shape */
@@ -377,6 +378,12 @@ TANDEM_API const char* tandem_last_error(void);
 TANDEM_API tandem_status tandem_attention(const tandem_problem* problem,
                                           const tandem_outputs* outputs,
                                           const tandem_options* options);
+
+/* The same for the backward pass: writes the gradients, reads outputs->out and outputs->lse. */
+TANDEM_API tandem_status tandem_attention_backward(const tandem_problem* problem,
+                                                   const tandem_outputs* outputs,
+                                                   const tandem_gradients* gradients,
+                                                   const tandem_options* options);
 
 /* A plan: one problem's shapes, strides, dtypes, mask kinds and device, validated, with the kernel
  * that will serve it. Immutable; may be run by many threads at once (each with its own workspace)

@@ -35,6 +35,16 @@ inline void Attention(const Problem& problem, const Outputs& outputs, const Opti
   internal::Check(tandem_attention(c_problem.get(), &c_outputs, &c_options));
 }
 
+// The backward pass: reads out and lse of the outputs, writes the gradients, and waits.
+inline void AttentionBackward(const Problem& problem, const Outputs& outputs,
+                              const Gradients& gradients, const Options& options = {}) {
+  const internal::CProblem c_problem(problem);
+  const tandem_outputs c_outputs = internal::COutputs(outputs);
+  const tandem_gradients c_gradients = internal::CGradients(gradients);
+  const tandem_options c_options = internal::COptions(options);
+  internal::Check(tandem_attention_backward(c_problem.get(), &c_outputs, &c_gradients, &c_options));
+}
+
 // A problem's structure validated, with the kernel that serves it. Immutable: many threads may run
 // it at once, each with its own workspace.
 class Plan {

@@ -11,6 +11,7 @@
 #endif
 #include "backend_cpu/parallel.h"
 #include "backend_cpu/reference.h"
+#include "backend_cpu/tiles/tiles.h"
 
 namespace tandem::cpu {
 namespace {
@@ -38,14 +39,40 @@ constexpr KernelRecord FlashAvx2(const char* name) {
           FlashRunAvx2};
 }
 
+template <core::DType kType>
+constexpr KernelRecord TilesAmx(const char* name) {
+  return {
+      name,
+      kFeatureAvx512 | kFeatureAvx512Bf16 | kFeatureAmxBf16,
+      "AVX-512 F, BW, DQ, VL, CD and BF16, AMX with BF16, and the operating system's permission "
+      "to use its tiles",
+      DeclineFlash<kType>,
+      TilesWorkspace,
+      TilesRunAmx};
+}
+
+// The algorithm of the kernels on AMX where there is none. Behind every kernel that serves the same
+// problems, so that it runs only when asked for.
+template <core::DType kType>
+constexpr KernelRecord TilesEmulated(const char* name) {
+  return {name,           kFeatureAvx2,    "AVX2, FMA and F16C", DeclineFlash<kType>,
+          TilesWorkspace, TilesRunEmulated};
+}
+
 // Best first. To add a kernel, add its line.
 constexpr KernelRecord kKernels[] = {
+    TilesAmx<core::DType::kBF16>("flash_cpu.amx.bf16"),
+    TilesAmx<core::DType::kF16>("flash_cpu.amx.f16"),
+    TilesAmx<core::DType::kF32>("flash_cpu.amx.f32"),
     FlashAvx512<core::DType::kF32>("flash_cpu.avx512.f32"),
     FlashAvx512<core::DType::kBF16>("flash_cpu.avx512.bf16"),
     FlashAvx512<core::DType::kF16>("flash_cpu.avx512.f16"),
     FlashAvx2<core::DType::kF32>("flash_cpu.avx2.f32"),
     FlashAvx2<core::DType::kBF16>("flash_cpu.avx2.bf16"),
     FlashAvx2<core::DType::kF16>("flash_cpu.avx2.f16"),
+    TilesEmulated<core::DType::kF32>("flash_cpu.avx2_tiles.f32"),
+    TilesEmulated<core::DType::kBF16>("flash_cpu.avx2_tiles.bf16"),
+    TilesEmulated<core::DType::kF16>("flash_cpu.avx2_tiles.f16"),
 #if defined(TANDEM_HAS_ONEDNN)
     {"onednn.cpu", 0, "x86-64", OnednnDecline, OnednnWorkspace, OnednnRun},
 #endif

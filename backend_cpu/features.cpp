@@ -32,17 +32,15 @@ constexpr uint64_t kXcr0Ymm = 0x6;              // XMM, YMM
 constexpr uint64_t kXcr0Zmm = kXcr0Ymm | 0xe0;  // opmask, upper halves, ZMM16 to ZMM31
 constexpr uint64_t kXcr0Tiles = 0x60000;        // TILECFG, TILEDATA
 
-// Whether the kernel would grant the tile registers (ARCH_GET_XCOMP_SUPP). Asking for them changes
-// the process (its signal frames grow), so that is left to a kernel that uses them.
-bool TilesArePermissible() {
-  constexpr long kGetSupportedComponents = 0x1021;
-  constexpr uint64_t kTileData = uint64_t{1} << 18;
-  uint64_t components = 0;
-  if (syscall(SYS_arch_prctl, kGetSupportedComponents, &components) != 0) return false;
-  return HasAll(components, kTileData);
+// Asks for the tile registers, for all threads of the process. Refused where an alternate signal
+// stack in use is too small for them.
+bool AskForTiles() {
+  constexpr long kRequestComponentPermission = 0x1023;
+  constexpr long kTileData = 18;
+  return syscall(SYS_arch_prctl, kRequestComponentPermission, kTileData) == 0;
 }
 
-CpuidRegisters ReadRegisters() {
+CpuidRegisters ReadRegisters(IsaCap cap) {
   CpuidRegisters registers = {};
   uint32_t eax = 0, ebx = 0, ecx = 0, edx = 0;
   if (__get_cpuid(1, &eax, &ebx, &ecx, &edx) == 0) return registers;
@@ -59,7 +57,10 @@ CpuidRegisters ReadRegisters() {
       registers.leaf7_1_eax = eax;
     }
   }
-  if (HasAll(registers.xcr0, kXcr0Tiles)) registers.amx_permissible = TilesArePermissible();
+  if (cap >= IsaCap::kAmx && HasAll(registers.leaf7_edx, kLeaf7EdxAmxTile) &&
+      HasAll(registers.xcr0, kXcr0Tiles)) {
+    registers.amx_permitted = AskForTiles();
+  }
   return registers;
 }
 
@@ -94,7 +95,7 @@ const Cpu& ThisCpu() {
     result.cap = ParseIsaCap(value, &result.cap_is_known);
     result.cap_is_set = value != nullptr && *value != '\0';
     if (value != nullptr) std::strncpy(result.cap_value, value, sizeof(result.cap_value) - 1);
-    result.features = DetectFeatures(ReadRegisters(), result.cap);
+    result.features = DetectFeatures(ReadRegisters(result.cap), result.cap);
     ReadBrand(result.brand);
     return result;
   }();
@@ -117,7 +118,7 @@ uint64_t DetectFeatures(const CpuidRegisters& registers, IsaCap cap) {
   if (HasAll(registers.leaf7_1_eax, kLeaf7Subleaf1EaxAvx512Bf16)) features |= kFeatureAvx512Bf16;
   if (HasAll(registers.leaf7_edx, kLeaf7EdxAvx512Fp16)) features |= kFeatureAvx512Fp16;
   const bool amx = HasAll(registers.leaf7_edx, kLeaf7EdxAmxTile | kLeaf7EdxAmxBf16) &&
-                   HasAll(registers.xcr0, kXcr0Tiles) && registers.amx_permissible;
+                   HasAll(registers.xcr0, kXcr0Tiles) && registers.amx_permitted;
   if (cap >= IsaCap::kAmx && amx) features |= kFeatureAmxBf16;
   return features;
 }

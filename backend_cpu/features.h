@@ -11,10 +11,9 @@ namespace tandem::cpu {
 // Bits of core::KernelRecord::required_features.
 inline constexpr uint64_t kFeatureAvx2 = 1u << 0;    // AVX2, FMA and F16C
 inline constexpr uint64_t kFeatureAvx512 = 1u << 1;  // AVX-512 F, BW, DQ, VL and CD
-// Reported, but required by no kernel yet.
 inline constexpr uint64_t kFeatureAvx512Bf16 = 1u << 2;
-inline constexpr uint64_t kFeatureAvx512Fp16 = 1u << 3;
-inline constexpr uint64_t kFeatureAmxBf16 = 1u << 4;
+inline constexpr uint64_t kFeatureAvx512Fp16 = 1u << 3;  // reported, but required by no kernel yet
+inline constexpr uint64_t kFeatureAmxBf16 = 1u << 4;     // and this process may use the tiles
 
 // TANDEM_CPU_ISA: the newest instruction set that may be used. Each includes those before it.
 enum class IsaCap : int32_t { kBaseline = 0, kAvx2 = 1, kAvx512 = 2, kAmx = 3 };
@@ -25,8 +24,8 @@ struct CpuidRegisters {
   uint32_t leaf7_ebx;
   uint32_t leaf7_edx;
   uint32_t leaf7_1_eax;
-  uint64_t xcr0;         // register state that the operating system saves; 0 without OSXSAVE
-  bool amx_permissible;  // the kernel gives processes the tile registers when they ask
+  uint64_t xcr0;       // register state that the operating system saves; 0 without OSXSAVE
+  bool amx_permitted;  // the operating system gave this process the tile registers
 };
 
 // Feature bits, from anything. Pure.
@@ -37,7 +36,8 @@ uint64_t DetectFeatures(const CpuidRegisters& registers, IsaCap cap);
 // it.
 IsaCap ParseIsaCap(const char* value, bool* known);
 
-// This machine's features under TANDEM_CPU_ISA, read once per process.
+// This machine's features under TANDEM_CPU_ISA, read once per process. Where the processor has
+// tiles and the cap allows them, this asks the operating system for them, once and for good.
 uint64_t CpuFeatures();
 
 // One line: "AMD EPYC: avx2 fma f16c; 2 threads", and what TANDEM_CPU_ISA does where it is set.

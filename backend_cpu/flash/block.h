@@ -7,7 +7,7 @@
 #include "backend_cpu/flash/micro_kernel.h"
 #include "backend_cpu/flash/pack.h"
 #include "backend_cpu/flash/softmax_rows.h"
-#include "core/mask_tiles.h"
+#include "backend_cpu/mask_rows.h"
 
 namespace tandem::cpu {
 namespace {
@@ -76,10 +76,7 @@ struct Block {
   const core::Problem* p;
   const WorkspaceLayout* layout;
   core::Sequence s;
-  int64_t kv_head;
-  int64_t row_count;
-  int64_t i_begin, i_end;  // local rows
-  int64_t mask_heads;      // heads of the group to ask the mask for: all, or 1 that speaks for all
+  RowPairs rows;
   bool packs_itself;
   PackedTile first_tile;  // else: the sequence's first tile, in the workspace
   Scratch scratch;
@@ -88,36 +85,6 @@ struct Block {
   GroupTile tiles[kGroupTiles];
 };
 
-// Class of a tile for all rows and heads of the block.
-TANDEM_HD core::TileClass ClassifyForBlock(const Block& block, int64_t tile) {
-  const core::Problem& p = *block.p;
-  const int64_t first = tile * core::kTile;
-  const int64_t end = core::Min<int64_t>(first + core::kTile, core::LocalKeys(block.s));
-  core::TileClass result = core::TileClass::kPartial;
-  for (int64_t g = 0; g < block.mask_heads; ++g) {
-    const core::TileClass one = core::ClassifyTile(p.mask, block.s, block.kv_head * p.group + g,
-                                                   block.i_begin, block.i_end, first, end);
-    result = g == 0 ? one : core::CombineParts(result, one);
-    if (result == core::TileClass::kPartial) break;
-  }
-  // The rest of the sequence's last tile is invisible.
-  return result == core::TileClass::kFull && end < first + core::kTile ? core::TileClass::kPartial
-                                                                       : result;
-}
-
-TANDEM_HD core::Interval HullForBlock(const Block& block) {
-  const core::Problem& p = *block.p;
-  core::Interval hull = {core::LocalKeys(block.s), 0};
-  for (int64_t g = 0; g < block.mask_heads; ++g) {
-    const core::Interval one = core::VisibleKeyHull(p.mask, block.s, block.kv_head * p.group + g,
-                                                    block.i_begin, block.i_end);
-    if (one.begin >= one.end) continue;
-    hull.begin = core::Min(hull.begin, one.begin);
-    hull.end = core::Max(hull.end, one.end);
-  }
-  return hull;
-}
-
 // Appends a tile to the group, unless no row sees any of it.
 template <class Arch>
 TANDEM_ISA_INLINE void AddTile(Block* block, int64_t tile, core::TileClass tile_class) {
@@ -125,19 +92,15 @@ TANDEM_ISA_INLINE void AddTile(Block* block, int64_t tile, core::TileClass tile_
   const Scratch& scratch = block->scratch;
   const int t = block->tile_count;
   uint64_t* words = scratch.words + t * kQueryBlock;
+  if (tile_class == core::TileClass::kFull) {
+    for (int64_t r = 0; r < block->rows.count; ++r) words[r] = ~uint64_t{0};
+  } else if (FillWords(*block->p, block->s, block->rows, tile, words) == 0) {
+    return;
+  }
   uint32_t active = 0;
-  for (int64_t r = 0; r < block->row_count; ++r) {
-    const Row& row = scratch.rows[r];
-    if (tile_class == core::TileClass::kFull) {
-      words[r] = ~uint64_t{0};
-    } else if (block->mask_heads == 1 && r > 0 && row.i == scratch.rows[r - 1].i) {
-      words[r] = words[r - 1];
-    } else {
-      words[r] = core::VisibleWord(block->p->mask, block->s, row.head, row.i, tile * core::kTile);
-    }
+  for (int64_t r = 0; r < block->rows.count; ++r) {
     if (words[r] != 0) active |= uint32_t{1} << (r / kBlockRows);
   }
-  if (active == 0) return;
   GroupTile& added = block->tiles[t];
   added.first_key = tile * core::kTile;
   added.all_visible = tile_class == core::TileClass::kFull;
@@ -145,7 +108,7 @@ TANDEM_ISA_INLINE void AddTile(Block* block, int64_t tile, core::TileClass tile_
   if (block->packs_itself) {
     added.packed = {scratch.k_tiles + t * layout.k_tile, scratch.v_tiles + t * layout.v_tile,
                     scratch.not_finite + t};
-    PackTile<Arch>(*block->p, block->s, block->kv_head, tile, scratch.pack, added.packed);
+    PackTile<Arch>(*block->p, block->s, block->rows.kv_head, tile, scratch.pack, added.packed);
   } else {
     added.packed = {block->first_tile.k + tile * layout.k_tile,
                     block->first_tile.v + tile * layout.v_tile,

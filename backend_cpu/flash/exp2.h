@@ -29,6 +29,25 @@ TANDEM_ISA_INLINE Vector<Arch> ExpNonPositive(Vector<Arch> x) {
   return y * PowerOfTwo(biased);
 }
 
+// 2^f for f in [0, 1), by minimax polynomials: relative error 7.5e-5 by degree 3, for results that
+// are rounded to bf16, and 1.5e-7 by degree 5.
+template <int kDegree, class Arch>
+TANDEM_ISA_INLINE Vector<Arch> Exp2Polynomial(Vector<Arch> f) {
+  using V = Vector<Arch>;
+  static_assert(kDegree == 3 || kDegree == 5);
+  if constexpr (kDegree == 3) {
+    V y = Fma(V(0.0780245227f), f, V(0.226067155f));
+    y = Fma(y, f, V(0.69583354f));
+    return Fma(y, f, V(0.999925219f));
+  } else {
+    V y = Fma(V(0.0018775767f), f, V(0.00898934002f));
+    y = Fma(y, f, V(0.0558263181f));
+    y = Fma(y, f, V(0.240153617f));
+    y = Fma(y, f, V(0.693153073f));
+    return Fma(y, f, V(0.999999925f));
+  }
+}
+
 // tanh(x), within a few ulp: Cephes' polynomial near 0, elsewhere (1 - e) / (1 + e) with e =
 // exp(-2 |x|).
 template <class Arch>

@@ -1,8 +1,9 @@
-// Where things are: the packed keys and values in the workspace, the work items, and the way from
-// an item back to its sequence. Plain arithmetic on the problem.
+// Where things are in the workspace: packed keys and values, work items. Plain arithmetic on the
+// problem.
 #ifndef TANDEM_BACKEND_CPU_FLASH_LAYOUT_H_
 #define TANDEM_BACKEND_CPU_FLASH_LAYOUT_H_
 
+#include "backend_cpu/work_items.h"
 #include "core/mask_prepare.h"
 #include "core/problem.h"
 
@@ -24,30 +25,21 @@ TANDEM_HD int64_t KeyTilePlaces(const core::Problem& p) {
   return core::IsPacked(p) ? p.kv_total / core::kTile + p.batch
                            : p.batch * core::CeilDiv<int64_t>(p.kv_rows, core::kTile);
 }
-TANDEM_HD int64_t QueryBlockPlaces(const core::Problem& p) {
-  return core::IsPacked(p) ? p.q_total * p.group / kQueryBlock + p.batch
-                           : p.batch * core::CeilDiv(p.q_rows * p.group, kQueryBlock);
-}
 
-// The place of a sequence's first tile of 64 keys, and of its first query block.
+// The place of a sequence's first tile of 64 keys.
 TANDEM_HD int64_t FirstKeyTile(const core::Problem& p, const core::Sequence& s) {
   return core::IsPacked(p) ? FirstPlace(s.kv_start, s.batch, core::kTile)
                            : s.batch * core::CeilDiv<int64_t>(p.kv_rows, core::kTile);
 }
-TANDEM_HD int64_t FirstQueryBlock(const core::Problem& p, const core::Sequence& s) {
-  return core::IsPacked(p) ? FirstPlace(s.q_start * p.group, s.batch, kQueryBlock)
-                           : s.batch * core::CeilDiv(p.q_rows * p.group, kQueryBlock);
-}
 
-// The last sequence whose first place, by FirstKeyTile or FirstQueryBlock, is at or before `place`.
-// There is one, since sequence 0 begins at or after row 0; if not, 0.
-template <typename First>
-TANDEM_HD core::Sequence SequenceOfPlace(const core::Problem& p, int64_t place, First first) {
+// The last sequence whose first tile is at or before `place`. There is one, since sequence 0 begins
+// at or after row 0; if not, 0.
+TANDEM_HD core::Sequence SequenceOfPlace(const core::Problem& p, int64_t place) {
   int64_t low = 0, high = p.batch;  // the answer is in [low, high)
   int32_t status = 0;
   while (high - low > 1) {
     const int64_t middle = low + (high - low) / 2;
-    if (first(p, core::ResolveSequence(p, middle, &status)) <= place) {
+    if (FirstKeyTile(p, core::ResolveSequence(p, middle, &status)) <= place) {
       low = middle;
     } else {
       high = middle;
@@ -71,6 +63,7 @@ struct WorkspaceLayout {
   int64_t v_tile;
   int64_t v_offset;
   int64_t flag_offset;
+  int64_t item_offset;  // of the work items
   int64_t size;
 };
 
@@ -84,7 +77,10 @@ TANDEM_HD WorkspaceLayout LayOutWorkspace(const core::Problem& p, int64_t lanes)
   const int64_t tiles = p.kv_heads * w.places;
   w.v_offset = core::RoundUp<int64_t>(4 * tiles * w.k_tile, core::kBufferAlignment);
   w.flag_offset = core::RoundUp<int64_t>(w.v_offset + 4 * tiles * w.v_tile, core::kBufferAlignment);
-  w.size = core::RoundUp(w.flag_offset + tiles, core::kBufferAlignment);
+  w.item_offset = core::RoundUp(w.flag_offset + tiles, core::kBufferAlignment);
+  w.size = core::RoundUp<int64_t>(
+      w.item_offset + int64_t{sizeof(WorkItem)} * WorkItemCapacity(p, kQueryBlock),
+      core::kBufferAlignment);
   return w;
 }
 

@@ -132,6 +132,31 @@ TANDEM_ISA_INLINE void LoadRow(const void* data, core::DType dtype, int64_t offs
   for (; j < count; ++j) row[j] = core::LoadFloat(data, dtype, offset + j * stride);
 }
 
+// to[d][key] = from[key][d] for 8 keys and 8 d.
+TANDEM_ISA_INLINE void Transpose8x8(const float* from, int64_t from_stride, float* to,
+                                    int64_t to_stride) {
+  __m256 row[8], pair[8], quad[8];
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) row[i] = _mm256_loadu_ps(from + i * from_stride);
+#pragma GCC unroll 4
+  for (int i = 0; i < 8; i += 2) {
+    pair[i] = _mm256_unpacklo_ps(row[i], row[i + 1]);
+    pair[i + 1] = _mm256_unpackhi_ps(row[i], row[i + 1]);
+  }
+#pragma GCC unroll 2
+  for (int i = 0; i < 8; i += 4) {
+    quad[i] = _mm256_shuffle_ps(pair[i], pair[i + 2], 0x44);
+    quad[i + 1] = _mm256_shuffle_ps(pair[i], pair[i + 2], 0xee);
+    quad[i + 2] = _mm256_shuffle_ps(pair[i + 1], pair[i + 3], 0x44);
+    quad[i + 3] = _mm256_shuffle_ps(pair[i + 1], pair[i + 3], 0xee);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    _mm256_storeu_ps(to + i * to_stride, _mm256_permute2f128_ps(quad[i], quad[i + 4], 0x20));
+    _mm256_storeu_ps(to + (i + 4) * to_stride, _mm256_permute2f128_ps(quad[i], quad[i + 4], 0x31));
+  }
+}
+
 }  // namespace
 }  // namespace tandem::cpu
 

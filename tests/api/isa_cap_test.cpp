@@ -10,8 +10,9 @@
 namespace tandem::test {
 namespace {
 
-// What a kernel's name says that it needs, as a rank: 0 baseline, 1 avx2, 2 avx512.
+// What a kernel's name says that it needs, as a rank: 0 baseline, 1 avx2, 2 avx512, 3 amx.
 int NeededTier(const std::string& kernel) {
+  if (kernel.find("amx") != std::string::npos) return 3;
   if (kernel.find("avx512") != std::string::npos) return 2;
   return kernel.find("avx2") != std::string::npos ? 1 : 0;
 }
@@ -21,8 +22,8 @@ TEST(IsaCap, ForbidsWhatIsAboveIt) {
   const std::string cap = value == nullptr ? "amx" : value;
   const bool known = cap == "baseline" || cap == "avx2" || cap == "avx512" || cap == "amx";
   // A misspelt cap must not lift it.
-  const int tier = !known || cap == "baseline" ? 0 : (cap == "avx2" ? 1 : 2);
-  bool has_tier[3] = {};
+  const int tier = !known || cap == "baseline" ? 0 : (cap == "avx2" ? 1 : (cap == "avx512" ? 2 : 3));
+  bool has_tier[4] = {};
   for (const Kernel& kernel : RegisteredKernels()) {
     if (kernel.device != TANDEM_DEVICE_CPU) continue;
     if (NeededTier(kernel.name) > tier) {
@@ -37,6 +38,7 @@ TEST(IsaCap, ForbidsWhatIsAboveIt) {
   EXPECT_TRUE(has_tier[0]);
   EXPECT_TRUE(has_tier[1] || tier < 1 || !IsRequired("avx2"));
   EXPECT_TRUE(has_tier[2] || tier < 2 || !IsRequired("avx512"));
+  EXPECT_TRUE(has_tier[3] || tier < 3 || !IsRequired("amx"));
   Call call(FullSpec());
   ASSERT_EQ(call.Attention(), TANDEM_STATUS_OK) << tandem_last_error();
   tandem_plan* plan = nullptr;

@@ -84,6 +84,7 @@ bool IsRequired(const std::string& hardware) {
 
 bool IsRequired(const Kernel& kernel) {
   return (kernel.device == TANDEM_DEVICE_CUDA && IsRequired("cuda")) ||
+         (Contains(kernel.name, "amx") && IsRequired("amx")) ||
          (Contains(kernel.name, "avx512") && IsRequired("avx512")) ||
          (Contains(kernel.name, "avx2") && IsRequired("avx2"));
 }

@@ -1,0 +1,112 @@
+// The tiles of AMX, and the vector operations of AVX-512 around them.
+//
+// Tile instructions are inline assembly: their operands are register numbers, which GCC 12's
+// intrinsics take as literals only, and the memory operands tell the compiler exactly what is read
+// and written. They are volatile: the order in which tile_products.h writes them between vector
+// instructions is the order in which they are issued.
+#ifndef TANDEM_BACKEND_CPU_TILES_AMX_LEAF_H_
+#define TANDEM_BACKEND_CPU_TILES_AMX_LEAF_H_
+
+#include "backend_cpu/tiles/parts.h"
+
+namespace tandem::cpu {
+namespace {
+
+struct AmxLeaf {
+  using Arch = Avx512;
+  using V = Vector<Arch>;
+
+  // The eight tile registers of this thread, each 16 rows of 64 bytes. Configured while this object
+  // lives, so that a thread switch saves no tiles afterwards.
+  class Tiles {
+   public:
+    TANDEM_ISA_INLINE Tiles() {
+      alignas(64) Configuration configuration = {};
+      configuration.palette = 1;
+      for (int t = 0; t < 8; ++t) {
+        configuration.row_bytes[t] = 64;
+        configuration.rows[t] = 16;
+      }
+      __asm__ volatile("ldtilecfg %0" ::"m"(configuration));
+    }
+    TANDEM_ISA_INLINE ~Tiles() { __asm__ volatile("tilerelease"); }
+    Tiles(const Tiles&) = delete;
+    Tiles& operator=(const Tiles&) = delete;
+
+    template <int kTile>
+    TANDEM_ISA_INLINE void Zero() {
+      __asm__ volatile("tilezero %%tmm%c0" ::"i"(kTile));
+    }
+    template <int kTile>
+    TANDEM_ISA_INLINE void Load(const void* from) {
+      __asm__ volatile("tileloadd (%1,%2,1), %%tmm%c0" ::"i"(kTile), "r"(from), "r"(int64_t{64}),
+                       "m"(*static_cast<const Bytes*>(from)));
+    }
+    template <int kTile>
+    TANDEM_ISA_INLINE void Store(void* to) {
+      __asm__ volatile("tilestored %%tmm%c1, (%2,%3,1)"
+                       : "=m"(*static_cast<Bytes*>(to))
+                       : "i"(kTile), "r"(to), "r"(int64_t{64}));
+    }
+    // C += A B: A is 16 rows of 32 numbers, B has two rows of 16 numbers interleaved in each of its
+    // 16.
+    template <int kC, int kA, int kB>
+    TANDEM_ISA_INLINE void Multiply() {
+      __asm__ volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(kC), "i"(kA), "i"(kB));
+    }
+
+   private:
+    struct Configuration {
+      uint8_t palette;
+      uint8_t start_row;
+      uint8_t reserved[14];
+      uint16_t row_bytes[16];
+      uint8_t rows[16];
+    };
+    typedef char Bytes[1024];
+  };
+
+  // 2^x; exactly 0 for -inf, NaN kept. p(f) 2^floor(x) with f = x - floor(x).
+  template <int kDegree>
+  TANDEM_ISA_INLINE static V Exp2(V x) {
+    return _mm512_scalef_ps(Polynomial<kDegree>(x), x);
+  }
+  // The same, and 0 in lanes whose bit is not set.
+  template <int kDegree>
+  TANDEM_ISA_INLINE static V Exp2Visible(uint64_t bits, V x) {
+    return _mm512_maskz_scalef_ps(static_cast<__mmask16>(bits), Polynomial<kDegree>(x), x);
+  }
+
+  // The larger of each lane, `largest` where x is NaN.
+  TANDEM_ISA_INLINE static V Larger(V x, V largest) { return _mm512_max_ps(x, largest); }
+  TANDEM_ISA_INLINE static V LargerVisible(uint64_t bits, V x, V largest) {
+    return _mm512_mask_max_ps(largest, static_cast<__mmask16>(bits), x, largest);
+  }
+  TANDEM_ISA_INLINE static bool AnyGreater(V a, V b) {
+    return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ) != 0;
+  }
+
+  // To the nearest of 8 significant bits, halves away from 0.
+  TANDEM_ISA_INLINE static V RoundToBf16(V x) {
+    const __m512i bits = _mm512_add_epi32(_mm512_castps_si512(x), _mm512_set1_epi32(0x8000));
+    return _mm512_castsi512_ps(
+        _mm512_and_si512(bits, _mm512_set1_epi32(static_cast<int>(0xffff0000u))));
+  }
+
+  TANDEM_ISA_INLINE static void Store32(const V (&x)[2], uint16_t* to) {
+    const __m512bh halves = _mm512_cvtne2ps_pbh(x[1], x[0]);
+    _mm512_storeu_si512(to, reinterpret_cast<const __m512i&>(halves));
+  }
+
+ private:
+  template <int kDegree>
+  TANDEM_ISA_INLINE static V Polynomial(V x) {
+    const V f = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+    return Exp2Polynomial<kDegree, Arch>(f);
+  }
+};
+
+}  // namespace
+}  // namespace tandem::cpu
+
+#endif  // TANDEM_BACKEND_CPU_TILES_AMX_LEAF_H_

@@ -1,0 +1,132 @@
+// The tiles of amx_leaf.h in AVX2: the same products in the same order, subnormal numbers taken for
+// 0, so that any machine can test the algorithm over them.
+#ifndef TANDEM_BACKEND_CPU_TILES_EMULATED_LEAF_H_
+#define TANDEM_BACKEND_CPU_TILES_EMULATED_LEAF_H_
+
+#include <cstring>
+
+#include "backend_cpu/flash/output.h"
+#include "backend_cpu/tiles/parts.h"
+
+namespace tandem::cpu {
+namespace {
+
+struct EmulatedLeaf {
+  using Arch = Avx2;
+  using V = Vector<Arch>;
+
+  // A register: 16 rows of 16 words, each two bf16 numbers or one f32 number.
+  struct alignas(64) Register {
+    uint32_t word[16][16];
+  };
+
+  class Tiles {
+   public:
+    Tiles() = default;
+    Tiles(const Tiles&) = delete;
+    Tiles& operator=(const Tiles&) = delete;
+
+    template <int kTile>
+    void Zero() {
+      std::memset(&register_[kTile], 0, sizeof(Register));
+    }
+    template <int kTile>
+    void Load(const void* from) {
+      std::memcpy(&register_[kTile], from, sizeof(Register));
+    }
+    template <int kTile>
+    void Store(void* to) {
+      std::memcpy(to, &register_[kTile], sizeof(Register));
+    }
+    template <int kC, int kA, int kB>
+    void Multiply() {
+      MultiplyRegisters(register_[kA], register_[kB], &register_[kC]);
+    }
+
+   private:
+    Register register_[8];
+  };
+
+  template <int kDegree>
+  TANDEM_ISA_INLINE static V Exp2(V x) {
+    // max returns its second operand when either is NaN.
+    x = xsimd::max(V(-127.0f), x);
+    const V floor = _mm256_floor_ps(x);
+    const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(floor), _mm256_set1_epi32(127));
+    const V power = _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23));
+    return Exp2Polynomial<kDegree, Arch>(x - floor) * power;
+  }
+  template <int kDegree>
+  TANDEM_ISA_INLINE static V Exp2Visible(uint64_t bits, V x) {
+    return SelectBits(bits, Exp2<kDegree>(x), V(0.0f));
+  }
+
+  TANDEM_ISA_INLINE static V Larger(V x, V largest) { return xsimd::max(x, largest); }
+  TANDEM_ISA_INLINE static V LargerVisible(uint64_t bits, V x, V largest) {
+    return SelectBits(bits, xsimd::max(x, largest), largest);
+  }
+  TANDEM_ISA_INLINE static bool AnyGreater(V a, V b) {
+    return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GT_OQ)) != 0;
+  }
+
+  TANDEM_ISA_INLINE static V RoundToBf16(V x) {
+    const __m256i bits = _mm256_add_epi32(_mm256_castps_si256(x), _mm256_set1_epi32(0x8000));
+    return _mm256_castsi256_ps(
+        _mm256_and_si256(bits, _mm256_set1_epi32(static_cast<int>(0xffff0000u))));
+  }
+
+  TANDEM_ISA_INLINE static void Store32(const V (&x)[4], uint16_t* to) {
+    for (int v = 0; v < 4; ++v) {
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(to + 8 * v), ToBf16(x[v]));
+    }
+  }
+
+ private:
+  static V First(V words) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(words), 16));
+  }
+  static V Second(V words) {
+    return _mm256_castsi256_ps(_mm256_and_si256(_mm256_castps_si256(words),
+                                                _mm256_set1_epi32(static_cast<int>(0xffff0000u))));
+  }
+
+  // As TDPBF16PS: the first numbers of the pairs are one chain of 16 products, the second another,
+  // and their sum is added to C; subnormal operands and results are 0.
+  __attribute__((noinline)) static void MultiplyRegisters(const Register& a, const Register& b,
+                                                          Register* c) {
+    constexpr unsigned kFlushSubnormals = 0x8040;
+    const unsigned mode = _mm_getcsr();
+    _mm_setcsr(mode | kFlushSubnormals);
+    __asm__ volatile("" ::: "memory");  // the arithmetic stays between the two changes of mode
+    V first[16][2], second[16][2];
+    for (int n = 0; n < 16; ++n) {
+      for (int h = 0; h < 2; ++h) {
+        const V words = V::load_aligned(reinterpret_cast<const float*>(b.word[n] + 8 * h));
+        first[n][h] = First(words);
+        second[n][h] = Second(words);
+      }
+    }
+    for (int m = 0; m < 16; ++m) {
+      V sum[2][2] = {{V(0.0f), V(0.0f)}, {V(0.0f), V(0.0f)}};
+      for (int n = 0; n < 16; ++n) {
+        const V words = _mm256_castsi256_ps(_mm256_set1_epi32(static_cast<int>(a.word[m][n])));
+        const V a_first = First(words), a_second = Second(words);
+        for (int h = 0; h < 2; ++h) {
+          sum[0][h] = Fma(a_first, first[n][h], sum[0][h]);
+          sum[1][h] = Fma(a_second, second[n][h], sum[1][h]);
+        }
+      }
+      for (int h = 0; h < 2; ++h) {
+        float* to = reinterpret_cast<float*>(c->word[m] + 8 * h);
+        (V::load_aligned(to) + (sum[0][h] + sum[1][h])).store_aligned(to);
+      }
+    }
+    __asm__ volatile("" ::: "memory");
+    _mm_setcsr(mode);
+  }
+};
+
+}  // namespace
+}  // namespace tandem::cpu
+
+#endif  // TANDEM_BACKEND_CPU_TILES_EMULATED_LEAF_H_

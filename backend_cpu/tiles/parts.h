@@ -1,0 +1,110 @@
+// Numbers as sums of bf16 parts, each the rounding of what the parts before it left, and which
+// products of parts are summed.
+#ifndef TANDEM_BACKEND_CPU_TILES_PARTS_H_
+#define TANDEM_BACKEND_CPU_TILES_PARTS_H_
+
+#include "backend_cpu/flash/exp2.h"
+#include "core/problem.h"
+
+namespace tandem::cpu {
+namespace {
+
+// bf16 has 8 significant bits, f16 11, f32 24.
+TANDEM_HD constexpr int PartCount(core::DType dtype) {
+  return dtype == core::DType::kBF16 ? 1 : (dtype == core::DType::kF16 ? 2 : 3);
+}
+
+struct PartPair {
+  int a;
+  int b;
+};
+
+// The products by size, largest first: part n is at most 2^(-8 n) of its number.
+inline constexpr PartPair kPartPairs[] = {{0, 0}, {0, 1}, {1, 0}, {1, 1}, {0, 2}, {2, 0}};
+
+// How many of them make a score. f16: the fourth is at most 2^-18 of |q| |k|, which is within the
+// error bound of the score from 56 dimensions on (docs/semantics.md section 7).
+TANDEM_HD int ScoreProducts(int parts, int64_t qk_dim) {
+  if (parts == 2) return qk_dim >= 96 ? 3 : 4;
+  return parts == 1 ? 1 : 6;
+}
+
+// How many make a product of probability and value.
+TANDEM_HD int ValueProducts(int parts) { return parts == 1 ? 1 : (parts == 2 ? 3 : 6); }
+
+// Which magnitudes (as bits of f32, without the sign) the sum of parts cannot stand for: infinities
+// and NaN, what rounds to infinity, and what loses parts as the tiles take subnormals for 0.
+struct PartRange {
+  uint32_t lowest;  // 0 is always in
+  uint32_t end;
+};
+
+TANDEM_HD PartRange OperandRange(core::DType dtype) {
+  if (dtype == core::DType::kBF16) return {0x00800000u, 0x7fffffffu};
+  if (dtype == core::DType::kF16) return {0, 0x7f800000u};
+  return {0x0d800000u, 0x7f7f8000u};  // from 2^-100
+}
+
+// Values must be finite besides; small ones are not worth care, as what is lost of them is below
+// the smallest normal number.
+TANDEM_HD PartRange ValueRange(core::DType dtype) {
+  return {0, dtype == core::DType::kF32 ? 0x7f7f8000u : 0x7f800000u};
+}
+
+TANDEM_HD bool IsInRange(const PartRange& range, float x) {
+  const uint32_t magnitude = core::FloatToBits(x) & 0x7fffffffu;
+  return magnitude < range.end && (magnitude == 0 || magnitude >= range.lowest);
+}
+
+// Whether all of `count` elements, a multiple of 8, are.
+TANDEM_ISA_INLINE bool AllInRange(const PartRange& range, const float* x, int64_t count) {
+  const __m256i sign = _mm256_set1_epi32(0x7fffffff);
+  const __m256i last = _mm256_set1_epi32(static_cast<int>(range.end - 1));
+  const __m256i lowest = _mm256_set1_epi32(static_cast<int>(range.lowest));
+  const __m256i zero = _mm256_setzero_si256();
+  __m256i outside = zero;
+  for (int64_t n = 0; n < count; n += 8) {
+    const __m256i bits =
+        _mm256_and_si256(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(x + n)), sign);
+    const __m256i small =
+        _mm256_and_si256(_mm256_cmpgt_epi32(lowest, bits), _mm256_cmpgt_epi32(bits, zero));
+    outside = _mm256_or_si256(outside, _mm256_or_si256(small, _mm256_cmpgt_epi32(bits, last)));
+  }
+  return _mm256_testz_si256(outside, outside) != 0;
+}
+
+// 32 numbers, in whole vectors.
+template <class Leaf>
+using Vectors32 = Vector<typename Leaf::Arch>[32 / kLanes<typename Leaf::Arch>];
+
+// Their parts, `part_stride` elements apart.
+template <class Leaf, int kParts>
+TANDEM_ISA_INLINE void StoreParts(Vectors32<Leaf>& x, uint16_t* to, int64_t part_stride) {
+#pragma GCC unroll 3
+  for (int part = 0; part + 1 < kParts; ++part) {
+    Vectors32<Leaf> rounded;
+#pragma GCC unroll 4
+    for (int v = 0; v < 32 / kLanes<typename Leaf::Arch>; ++v) {
+      rounded[v] = Leaf::RoundToBf16(x[v]);
+      x[v] = x[v] - rounded[v];
+    }
+    Leaf::Store32(rounded, to + part * part_stride);
+  }
+  Leaf::Store32(x, to + (kParts - 1) * part_stride);
+}
+
+template <class Leaf, int kParts>
+TANDEM_ISA_INLINE void StorePartsOf(const float* from, uint16_t* to, int64_t part_stride) {
+  using V = Vector<typename Leaf::Arch>;
+  Vectors32<Leaf> x;
+#pragma GCC unroll 4
+  for (int v = 0; v < 32 / kLanes<typename Leaf::Arch>; ++v) {
+    x[v] = V::load_unaligned(from + v * kLanes<typename Leaf::Arch>);
+  }
+  StoreParts<Leaf, kParts>(x, to, part_stride);
+}
+
+}  // namespace
+}  // namespace tandem::cpu
+
+#endif  // TANDEM_BACKEND_CPU_TILES_PARTS_H_

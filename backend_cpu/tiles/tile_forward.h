@@ -1,0 +1,367 @@
+// Attention forward on matrix tiles, written once over a leaf (tiles.h).
+//
+// A pre-pass packs K and V once per key head. A work item is up to 256 rows of one sequence and key
+// head, as sub-blocks of 32. For each chunk of keys that fits in the L2 cache, each sub-block walks
+// over the tiles of the chunk that it can see, two at a time (a unit). Units form a pipeline: while
+// the softmax of one unit runs, the scores of the next one and the product with V of the one before
+// are computed between its rows (tile_products.h).
+//
+// O of a unit is only touched by its own product: what else changes O (moved references, values
+// left out) is done between two steps, when the product before is complete and its own is not
+// begun.
+#ifndef TANDEM_BACKEND_CPU_TILES_TILE_FORWARD_H_
+#define TANDEM_BACKEND_CPU_TILES_TILE_FORWARD_H_
+
+#include <cstring>
+
+#include "backend_cpu/flash/finish_row.h"
+#include "backend_cpu/output_rows.h"
+#include "backend_cpu/parallel.h"
+#include "backend_cpu/tiles/tile_pack.h"
+#include "backend_cpu/tiles/tile_products.h"
+#include "backend_cpu/tiles/tiles.h"
+#include "backend_cpu/tiles/unit_passes.h"
+
+namespace tandem::cpu {
+namespace {
+
+// One call.
+struct TileCall {
+  const core::Problem* problem;
+  void* workspace;
+  TileShape shape;
+  TileWorkspace layout;
+  const WorkItem* items;
+  int32_t out_of_memory;
+};
+
+inline constexpr int64_t kItemBlocks = kItemRows / kSubRows;
+
+// What a thread works in, and where it is in the item.
+struct ItemWalk {
+  const TileCall* call;
+  core::Sequence s;
+  int64_t kv_head;
+  KeyTile first_tile;  // of the sequence
+  int block_count;
+  SubBlock blocks[kItemBlocks];
+  core::Interval tiles[kItemBlocks];  // that the block may see
+  bool fills_words;
+
+  int64_t chunk_begin, chunk_end;  // tiles
+  int64_t last_tile;               // end of the item's tiles
+  int block;
+  int64_t tile;
+};
+
+// Parts of a thread's scratch.
+struct ItemScratch {
+  uint16_t* q;
+  float* o;
+  RowState* state;
+  float* scores;  // of two units
+  uint16_t* p;    // of two units
+  float* row;
+  int64_t size;
+};
+
+TANDEM_HD ItemScratch LayOutItemScratch(const TileShape& shape, int64_t blocks, char* base) {
+  int64_t size = 0;
+  const auto take = [&](int64_t bytes) {
+    char* part = base + size;
+    size += core::RoundUp<int64_t>(bytes, 64);
+    return part;
+  };
+  ItemScratch scratch = {};
+  // What every step touches first: it then lies in few pages.
+  scratch.scores = reinterpret_cast<float*>(take(2 * 4 * kUnitScores));
+  scratch.p = reinterpret_cast<uint16_t*>(take(2 * 2 * shape.parts * kUnitScores));
+  scratch.state = reinterpret_cast<RowState*>(take(blocks * int64_t{sizeof(RowState)}));
+  scratch.q = reinterpret_cast<uint16_t*>(
+      take(blocks * 2 * shape.parts * shape.depth_steps * 2 * kRegisterHalves));
+  scratch.o = reinterpret_cast<float*>(take(blocks * 4 * shape.column_pairs * 4 * kRegisterFloats));
+  scratch.row =
+      reinterpret_cast<float*>(take(4 * 32 * core::Max(shape.depth_steps, shape.column_pairs)));
+  scratch.size = size;
+  return scratch;
+}
+
+// Moves to the next unit of the item; false at its end.
+TANDEM_ISA_INLINE bool NextUnit(ItemWalk* walk, Unit* unit) {
+  const core::Problem& p = *walk->call->problem;
+  const TileShape& shape = walk->call->shape;
+  unit->tiles = 0;
+  unit->is_masked = false;
+  unit->block = &walk->blocks[walk->block];
+  for (;;) {
+    if (walk->tile >= core::Min(walk->chunk_end, walk->tiles[walk->block].end)) {
+      if (unit->tiles > 0) return true;
+      if (++walk->block == walk->block_count) {
+        if (walk->chunk_end >= walk->last_tile) {
+          --walk->block;
+          return false;
+        }
+        walk->block = 0;
+        walk->chunk_begin = walk->chunk_end;
+        walk->chunk_end += shape.chunk_tiles;
+      }
+      walk->tile = core::Max(walk->chunk_begin, walk->tiles[walk->block].begin);
+      unit->block = &walk->blocks[walk->block];
+      continue;
+    }
+    const int64_t tile = walk->tile++;
+    const RowPairs& rows = unit->block->rows;
+    const core::TileClass tile_class = ClassifyForRows(p, walk->s, rows, tile);
+    if (tile_class == core::TileClass::kEmpty) continue;
+    const int t = unit->tiles;
+    unit->tile[t] = {walk->first_tile.k + tile * shape.parts * shape.k_part,
+                     walk->first_tile.v + tile * shape.parts * shape.v_part,
+                     walk->first_tile.notes + tile};
+    unit->first_key[t] = tile * core::kTile;
+    if (tile_class == core::TileClass::kPartial) {
+      if (FillWords(p, walk->s, rows, tile, unit->words[t]) == 0) continue;
+      if (!unit->is_masked && t == 1) {
+        for (int64_t r = 0; r < kSubRows; ++r) unit->words[0][r] = ~uint64_t{0};
+      }
+      unit->is_masked = true;
+    } else if (unit->is_masked || walk->fills_words || unit->tile[t].notes->left_out != 0) {
+      for (int64_t r = 0; r < kSubRows; ++r) unit->words[t][r] = ~uint64_t{0};
+    }
+    if (++unit->tiles == kUnitTiles) return true;
+  }
+}
+
+// One step of the pipeline: the softmax of `unit`, between products of its neighbours.
+template <class Leaf, int kParts>
+TANDEM_ISA_INLINE void RunStep(const TileCall& call, ScoreFactor factor, int score_products,
+                               const Unit* next, const Unit& unit, const Unit* previous,
+                               bool is_masked, typename Leaf::Tiles* tiles) {
+  const auto step = [&](auto softmax) __attribute__((always_inline)) {
+    Step<Leaf, kParts>(call.shape, score_products, next, previous, tiles, softmax);
+  };
+  if (unit.tiles == 2) {
+    if (is_masked) {
+      step(UnitSoftmax<Leaf, kParts, true, 2>(unit, factor));
+    } else {
+      step(UnitSoftmax<Leaf, kParts, false, 2>(unit, factor));
+    }
+  } else if (is_masked) {
+    step(UnitSoftmax<Leaf, kParts, true, 1>(unit, factor));
+  } else {
+    step(UnitSoftmax<Leaf, kParts, false, 1>(unit, factor));
+  }
+}
+
+// All units of an item.
+template <class Leaf, int kParts>
+__attribute__((noinline)) void RunUnits(ItemWalk* walk, const ItemScratch& scratch) {
+  const TileCall& call = *walk->call;
+  const core::Problem& p = *call.problem;
+  const ScoreFactor factor = FactorOf(p);
+  const bool finishes_scores = NeedsFinishedScores(p);
+  const int score_products = ScoreProducts(kParts, p.qk_dim);
+  typename Leaf::Tiles tiles;
+  Unit units[3];
+  const auto ready = [&](Unit* unit) {
+    RedoScores(p, walk->s, *unit);
+    if (finishes_scores) FinishUnitScores<typename Leaf::Arch>(p, walk->s, unit);
+  };
+  int64_t count = 0;
+  const auto take = [&](Unit* unit) {
+    unit->scores = scratch.scores + count % 2 * kUnitScores;
+    unit->p = scratch.p + count % 2 * kParts * kUnitScores;
+    ++count;
+    return NextUnit(walk, unit);
+  };
+  Unit* previous = nullptr;
+  Unit* unit = &units[0];
+  if (!take(unit)) return;
+  Step<Leaf, kParts>(call.shape, score_products, unit, static_cast<const Unit*>(nullptr), &tiles,
+                     NoSoftmax());
+  ready(unit);
+  while (unit != nullptr) {
+    Unit* next = &units[count % 3];
+    if (!take(next)) next = nullptr;
+    // Finished scores are -inf where invisible.
+    RunStep<Leaf, kParts>(call, factor, score_products, next, *unit, previous,
+                          unit->is_masked && !finishes_scores, &tiles);
+    if (unit->block->state->any_rescale) {
+      RescaleRows<typename Leaf::Arch>(call.shape, *unit->block);
+    }
+    if (p.dropout.enabled) DropProbabilities(p, walk->s, kParts, unit);
+    AddLeftOutValues(p, walk->s, kParts, *unit);
+    if (next != nullptr) ready(next);
+    previous = unit;
+    unit = next;
+  }
+  Step<Leaf, kParts>(call.shape, score_products, static_cast<const Unit*>(nullptr), previous,
+                     &tiles, NoSoftmax());
+}
+
+template <class Leaf>
+TANDEM_ISA_INLINE void FinishBlock(const core::Problem& p, const core::Sequence& s,
+                                   const TileShape& shape, ScoreFactor factor,
+                                   const SubBlock& block, float* o) {
+  using V = Vector<typename Leaf::Arch>;
+  const int64_t columns = 32 * shape.column_pairs;
+  for (int64_t r = 0; r < block.rows.count; ++r) {
+    const float* from = block.o + OutputRow(r);
+    V sum(0.0f);
+    for (int64_t c = 0; c < 16; c += kLanes<typename Leaf::Arch>) {
+      sum = sum + V::load_aligned(block.state->sum[r] + c);
+    }
+    for (int64_t c = 0; c < columns; c += kLanes<typename Leaf::Arch>) {
+      V::load_aligned(from + c / 16 * kOutputGroupStride + c % 16).store_aligned(o + c);
+    }
+    FinishRow<typename Leaf::Arch>(p, s, PairRow(p, block.rows, r), PairHead(p, block.rows, r),
+                                   block.state->reference[r] * factor.to_score, Sum(sum), o,
+                                   columns);
+  }
+}
+
+template <class Leaf, int kParts>
+__attribute__((flatten, noinline)) void StartBlock(const core::Problem& p, const core::Sequence& s,
+                                                   const TileShape& shape, float* row,
+                                                   SubBlock* block) {
+  std::memset(block->q, 0, 2 * kParts * shape.depth_steps * 2 * kRegisterHalves);
+  std::memset(block->o, 0, 4 * shape.column_pairs * 4 * kRegisterFloats);
+  block->careful_rows = 0;
+  block->state->any_rescale = false;
+  for (int64_t r = 0; r < kSubRows; ++r) {
+    StartRow(block->state, r);
+    const int64_t i = PairRow(p, block->rows, r);
+    if (r >= block->rows.count || !core::RowExists(s, i)) continue;
+    const int64_t q = core::QueryOffset(p.q, s, PairHead(p, block->rows, r), i);
+    if (!PackQueryRow<Leaf, kParts>(p, shape, q, r, row, block->q)) {
+      block->careful_rows |= uint32_t{1} << r;
+    }
+  }
+}
+
+template <class Leaf, int kParts>
+void RunItem(TileCall* call, const WorkItem& item) {
+  const core::Problem& p = *call->problem;
+  const TileShape& shape = call->shape;
+  const int64_t blocks = core::CeilDiv(item.count, kSubRows);
+  char* memory = static_cast<char*>(WorkerScratch(LayOutItemScratch(shape, blocks, nullptr).size));
+  if (memory == nullptr) {
+    __atomic_store_n(&call->out_of_memory, 1, __ATOMIC_RELAXED);
+    return;
+  }
+  const ItemScratch scratch = LayOutItemScratch(shape, blocks, memory);
+  int32_t status = 0;
+  ItemWalk walk;
+  walk.call = call;
+  walk.s = core::ResolveSequence(p, item.batch, &status);
+  walk.kv_head = item.kv_head;
+  walk.first_tile =
+      KeyTileAt(shape, call->layout, call->workspace, item.kv_head, FirstKeyTile(p, walk.s));
+  walk.fills_words = NeedsFinishedScores(p) || p.dropout.enabled;
+  walk.block_count = static_cast<int>(blocks);
+  int64_t first_tile = INT64_MAX, last_tile = 0;
+  for (int64_t b = 0; b < blocks; ++b) {
+    SubBlock& block = walk.blocks[b];
+    block.rows = MakeRowPairs(p, item.kv_head, item.first + b * kSubRows,
+                              core::Min(kSubRows, item.count - b * kSubRows));
+    block.q = scratch.q + b * kParts * shape.depth_steps * 2 * kRegisterHalves;
+    block.o = scratch.o + b * shape.column_pairs * 4 * kRegisterFloats;
+    block.state = scratch.state + b;
+    StartBlock<Leaf, kParts>(p, walk.s, shape, scratch.row, &block);
+    const core::Interval hull = HullForRows(p, walk.s, block.rows);
+    walk.tiles[b] = {hull.begin / core::kTile,
+                     core::CeilDiv<int64_t>(core::Max(hull.begin, hull.end), core::kTile)};
+    if (hull.begin >= hull.end) continue;
+    first_tile = core::Min(first_tile, walk.tiles[b].begin);
+    last_tile = core::Max(last_tile, walk.tiles[b].end);
+  }
+  if (first_tile < last_tile) {
+    // Chunks are cut from the sequence's beginning, whatever the item is.
+    walk.chunk_begin = first_tile - first_tile % shape.chunk_tiles;
+    walk.chunk_end = walk.chunk_begin + shape.chunk_tiles;
+    walk.last_tile = last_tile;
+    walk.block = 0;
+    walk.tile = core::Max(walk.chunk_begin, walk.tiles[0].begin);
+    RunUnits<Leaf, kParts>(&walk, scratch);
+  }
+  for (int64_t b = 0; b < blocks; ++b) {
+    FinishBlock<Leaf>(p, walk.s, shape, FactorOf(p), walk.blocks[b], scratch.row);
+  }
+}
+
+template <class Leaf>
+void ItemTask(void* argument, int64_t index, int /*worker*/) {
+  TileCall* call = static_cast<TileCall*>(argument);
+  const WorkItem& item = call->items[index];
+  if (call->shape.parts == 1) {
+    RunItem<Leaf, 1>(call, item);
+  } else if (call->shape.parts == 2) {
+    RunItem<Leaf, 2>(call, item);
+  } else {
+    RunItem<Leaf, 3>(call, item);
+  }
+}
+
+// Tiles of one task of the pre-pass.
+inline constexpr int64_t kPackedTilesPerTask = 4;
+
+template <class Leaf, int kParts>
+__attribute__((flatten, noinline)) void PackPlace(const TileCall& call, int64_t kv_head,
+                                                  int64_t place, float* scratch) {
+  const core::Problem& p = *call.problem;
+  const core::Sequence s = SequenceOfPlace(p, place);
+  const int64_t tile = place - FirstKeyTile(p, s);
+  if (tile * core::kTile >= core::LocalKeys(s) || s.q_rows == 0) return;
+  PackTileParts<Leaf, kParts>(p, s, call.shape, kv_head, tile, scratch,
+                              KeyTileAt(call.shape, call.layout, call.workspace, kv_head, place));
+}
+
+template <class Leaf>
+void PackTilesTask(void* argument, int64_t index, int /*worker*/) {
+  TileCall* call = static_cast<TileCall*>(argument);
+  float* scratch = static_cast<float*>(WorkerScratch(TilePackScratch(call->shape)));
+  if (scratch == nullptr) {
+    __atomic_store_n(&call->out_of_memory, 1, __ATOMIC_RELAXED);
+    return;
+  }
+  const int64_t tasks = core::CeilDiv(call->layout.places, kPackedTilesPerTask);
+  const int64_t first = index % tasks * kPackedTilesPerTask;
+  const int64_t end = core::Min(first + kPackedTilesPerTask, call->layout.places);
+  for (int64_t place = first; place < end; ++place) {
+    if (call->shape.parts == 1) {
+      PackPlace<Leaf, 1>(*call, index / tasks, place, scratch);
+    } else if (call->shape.parts == 2) {
+      PackPlace<Leaf, 2>(*call, index / tasks, place, scratch);
+    } else {
+      PackPlace<Leaf, 3>(*call, index / tasks, place, scratch);
+    }
+  }
+}
+
+template <class Leaf>
+tandem_status RunTiles(const core::Problem& p, void* workspace, const core::Context& context) {
+  TileCall call = {&p, workspace, ShapeOf(p), {}, nullptr, 0};
+  call.layout = LayOutTileWorkspace(p, call.shape);
+  WorkItem* items =
+      reinterpret_cast<WorkItem*>(static_cast<char*>(workspace) + call.layout.item_offset);
+  call.items = items;
+  constexpr int64_t kItemsPerWorker = 4;
+  const int64_t wanted = kItemsPerWorker * WorkerCount(context, INT64_MAX);
+  int64_t item_rows = kItemRows;
+  while (item_rows > kSmallItemRows && WorkItemCapacity(p, item_rows) < wanted) item_rows /= 2;
+  const int64_t item_count = ListWorkItems(p, item_rows, items);
+
+  WriteRowsOutsideSequences(p);
+  const int64_t pack_tasks = core::CeilDiv(call.layout.places, kPackedTilesPerTask);
+  ParallelFor(context, p.kv_heads * pack_tasks, PackTilesTask<Leaf>, &call);
+  if (call.out_of_memory == 0) ParallelFor(context, item_count, ItemTask<Leaf>, &call);
+  if (call.out_of_memory != 0) {
+    core::Format(context.error, "out of memory: scratch of a CPU thread");
+    return TANDEM_STATUS_OUT_OF_MEMORY;
+  }
+  return TANDEM_STATUS_OK;
+}
+
+}  // namespace
+}  // namespace tandem::cpu
+
+#endif  // TANDEM_BACKEND_CPU_TILES_TILE_FORWARD_H_

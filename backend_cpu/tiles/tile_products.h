@@ -1,0 +1,151 @@
+// The products of tiles, mixed at a fine grain with the softmax of another unit: while the tile
+// unit works on one product, the vector unit works on half a row.
+//
+// A quad is four products of two registers of A (32 rows) and two of B (32 keys or columns) into
+// four registers of C. Scores are quads over the depth, O is quads over the keys; with parts, over
+// the pairs of parts too, the smallest products first.
+#ifndef TANDEM_BACKEND_CPU_TILES_TILE_PRODUCTS_H_
+#define TANDEM_BACKEND_CPU_TILES_TILE_PRODUCTS_H_
+
+#include "backend_cpu/tiles/tile_softmax.h"
+
+namespace tandem::cpu {
+namespace {
+
+// In place of a softmax, where there is none to mix in.
+struct NoSoftmax {
+  TANDEM_ISA_INLINE int64_t Rows() const { return 0; }
+  TANDEM_ISA_INLINE void FirstHalf(int64_t) {}
+  TANDEM_ISA_INLINE void SecondHalf(int64_t) {}
+};
+
+// Spreads the rows of a softmax evenly over a number of quads.
+template <class Leaf, class Softmax>
+class Mixer {
+ public:
+  using Tiles = typename Leaf::Tiles;
+
+  TANDEM_ISA_INLINE Mixer(Tiles* tiles, Softmax* softmax, int64_t quads)
+      : tiles_(*tiles), softmax_(*softmax), quads_(quads), rows_(softmax->Rows()) {}
+
+  TANDEM_ISA_INLINE void Quad(const uint16_t* a, const uint16_t* b) {
+    tiles_.template Load<4>(a);
+    tiles_.template Load<6>(b);
+    tiles_.template Load<5>(a + kRegisterHalves);
+    tiles_.template Load<7>(b + kRegisterHalves);
+    credit_ += rows_;
+    if (credit_ >= 2 * quads_) {
+      tiles_.template Multiply<0, 4, 6>();
+      softmax_.FirstHalf(row_);
+      tiles_.template Multiply<1, 5, 6>();
+      softmax_.SecondHalf(row_);
+      tiles_.template Multiply<2, 4, 7>();
+      softmax_.FirstHalf(row_ + 1);
+      tiles_.template Multiply<3, 5, 7>();
+      softmax_.SecondHalf(row_ + 1);
+      row_ += 2;
+      credit_ -= 2 * quads_;
+    } else if (credit_ >= quads_) {
+      tiles_.template Multiply<0, 4, 6>();
+      tiles_.template Multiply<1, 5, 6>();
+      softmax_.FirstHalf(row_);
+      tiles_.template Multiply<2, 4, 7>();
+      tiles_.template Multiply<3, 5, 7>();
+      softmax_.SecondHalf(row_);
+      ++row_;
+      credit_ -= quads_;
+    } else {
+      tiles_.template Multiply<0, 4, 6>();
+      tiles_.template Multiply<1, 5, 6>();
+      tiles_.template Multiply<2, 4, 7>();
+      tiles_.template Multiply<3, 5, 7>();
+    }
+  }
+
+  // C in registers 0 to 3.
+  TANDEM_ISA_INLINE void ZeroC() {
+    tiles_.template Zero<0>();
+    tiles_.template Zero<1>();
+    tiles_.template Zero<2>();
+    tiles_.template Zero<3>();
+  }
+  TANDEM_ISA_INLINE void LoadC(const float* c) {
+    tiles_.template Load<0>(c);
+    tiles_.template Load<1>(c + kRegisterFloats);
+    tiles_.template Load<2>(c + 2 * kRegisterFloats);
+    tiles_.template Load<3>(c + 3 * kRegisterFloats);
+  }
+  TANDEM_ISA_INLINE void StoreC(float* c) {
+    tiles_.template Store<0>(c);
+    tiles_.template Store<1>(c + kRegisterFloats);
+    tiles_.template Store<2>(c + 2 * kRegisterFloats);
+    tiles_.template Store<3>(c + 3 * kRegisterFloats);
+  }
+
+  // Rows that no quad took.
+  TANDEM_ISA_INLINE void Finish() {
+    for (; row_ < rows_; ++row_) {
+      softmax_.FirstHalf(row_);
+      softmax_.SecondHalf(row_);
+    }
+  }
+
+ private:
+  Tiles& tiles_;
+  Softmax& softmax_;
+  const int64_t quads_;
+  const int64_t rows_;
+  int64_t row_ = 0;
+  int64_t credit_ = 0;  // rows due, times quads_
+};
+
+// The scores of `next` and O += P V of `previous` (either may be null), with the softmax of a unit
+// between them mixed in.
+template <class Leaf, int kParts, class Softmax>
+TANDEM_ISA_INLINE void Step(const TileShape& shape, int score_products, const Unit* next,
+                            const Unit* previous, typename Leaf::Tiles* tiles, Softmax softmax) {
+  constexpr int kValueProducts = kParts == 1 ? 1 : (kParts == 2 ? 3 : 6);
+  constexpr int64_t kPPart = kUnitSteps * kProbabilityStepStride;
+  const int64_t q_part = shape.depth_steps * 2 * kRegisterHalves;
+  int64_t quads = 0;
+  if (next != nullptr) quads += 2 * next->tiles * score_products * shape.depth_steps;
+  if (previous != nullptr) quads += shape.column_pairs * kValueProducts * 2 * previous->tiles;
+  Mixer<Leaf, Softmax> mixer(tiles, &softmax, quads);
+  if (next != nullptr) {
+    for (int pair = 0; pair < 2 * next->tiles; ++pair) {
+      const uint16_t* k = next->tile[pair / 2].k + pair % 2 * shape.k_part / 2;
+      mixer.ZeroC();
+      for (int n = score_products - 1; n >= 0; --n) {
+        const uint16_t* a = next->block->q + kPartPairs[n].a * q_part;
+        const uint16_t* b = k + kPartPairs[n].b * shape.k_part;
+        for (int64_t step = 0; step < shape.depth_steps; ++step) {
+          mixer.Quad(a, b);
+          a += 2 * kRegisterHalves;
+          b += 2 * kRegisterHalves;
+        }
+      }
+      mixer.StoreC(next->scores + pair * 4 * kRegisterFloats);
+    }
+  }
+  if (previous != nullptr) {
+    for (int64_t pair = 0; pair < shape.column_pairs; ++pair) {
+      float* o = previous->block->o + pair * 4 * kRegisterFloats;
+      mixer.LoadC(o);
+      for (int n = kValueProducts - 1; n >= 0; --n) {
+        const uint16_t* a = previous->p + kPartPairs[n].a * kPPart;
+        const int64_t b = kPartPairs[n].b * shape.v_part + pair * 4 * kRegisterHalves;
+        for (int step = 0; step < 2 * previous->tiles; ++step) {
+          mixer.Quad(a, previous->tile[step / 2].v + b + step % 2 * 2 * kRegisterHalves);
+          a += 2 * kRegisterHalves;
+        }
+      }
+      mixer.StoreC(o);
+    }
+  }
+  mixer.Finish();
+}
+
+}  // namespace
+}  // namespace tandem::cpu
+
+#endif  // TANDEM_BACKEND_CPU_TILES_TILE_PRODUCTS_H_

@@ -1,0 +1,59 @@
+#include "backend_cpu/work_items.h"
+
+#include <algorithm>
+
+#include "backend_cpu/mask_rows.h"
+
+namespace tandem::cpu {
+namespace {
+
+using core::Problem;
+using core::Sequence;
+
+// Whether the hull of visible keys says nearly all about how many there are.
+bool HullIsEnough(const core::Mask& mask) {
+  return mask.dense.words == nullptr && mask.row_ranges_count == 0 && mask.segments_count == 0 &&
+         mask.block_sparse_count == 0;
+}
+
+int64_t Weight(const Problem& p, const Sequence& s, const RowPairs& rows) {
+  const core::Interval hull = HullForRows(p, s, rows);
+  int64_t keys = core::Max<int64_t>(hull.end - hull.begin, 0);
+  if (!HullIsEnough(p.mask)) {
+    keys = 0;
+    for (int64_t tile = hull.begin / core::kTile; tile * core::kTile < hull.end; ++tile) {
+      if (ClassifyForRows(p, s, rows, tile) != core::TileClass::kEmpty) keys += core::kTile;
+    }
+  }
+  return rows.count * (keys + 1);
+}
+
+}  // namespace
+
+int64_t ListWorkItems(const Problem& p, int64_t block_rows, WorkItem* items) {
+  const bool heads_differ = core::MaskVariesByHead(p.mask);
+  int64_t count = 0;
+  int32_t status = 0;
+  for (int64_t b = 0; b < p.batch; ++b) {
+    const Sequence s = core::ResolveSequence(p, b, &status);
+    const int64_t pairs = s.q_rows * p.group;
+    const int64_t blocks = core::CeilDiv(pairs, block_rows);
+    for (int64_t head = 0; head < p.kv_heads; ++head) {
+      for (int64_t block = 0; block < blocks; ++block) {
+        const int64_t first = block * block_rows;
+        const RowPairs rows = MakeRowPairs(p, head, first, core::Min(block_rows, pairs - first));
+        // The same block of the head before.
+        const int64_t weight =
+            head > 0 && !heads_differ ? items[count - blocks].weight : Weight(p, s, rows);
+        items[count++] = {b, head, first, rows.count, weight};
+      }
+    }
+  }
+  const auto heavier = [](const WorkItem& a, const WorkItem& b) { return a.weight > b.weight; };
+  // Items of one key head stay together where they weigh the same, so that its keys stay in cache.
+  if (!std::is_sorted(items, items + count, heavier))
+    std::stable_sort(items, items + count, heavier);
+  return count;
+}
+
+}  // namespace tandem::cpu

@@ -22,7 +22,8 @@ TEST(IsaCap, ForbidsWhatIsAboveIt) {
   const std::string cap = value == nullptr ? "amx" : value;
   const bool known = cap == "baseline" || cap == "avx2" || cap == "avx512" || cap == "amx";
   // A misspelt cap must not lift it.
-  const int tier = !known || cap == "baseline" ? 0 : (cap == "avx2" ? 1 : (cap == "avx512" ? 2 : 3));
+  const int tier =
+      !known || cap == "baseline" ? 0 : (cap == "avx2" ? 1 : (cap == "avx512" ? 2 : 3));
   bool has_tier[4] = {};
   for (const Kernel& kernel : RegisteredKernels()) {
     if (kernel.device != TANDEM_DEVICE_CPU) continue;

@@ -1,246 +1,105 @@
-// Forward attention on every device that is there, by Google Benchmark: the same cases, named
-// forward/<device>/<dtype>/b/h/hk/q/k/d/<mask>. Counters: FLOP/s over visible pairs
-// (4 * heads * batch * dim * pairs), and the bytes of K and V per second.
+// Forward attention on every device that is there, by Google Benchmark: the same cases with the
+// same inputs on each, named forward/<device>/<dtype>/b/h/hk/q/k/d/<mask>. A case is planned first;
+// what is timed neither validates nor allocates. Columns:
+//   FLOP/s           4 * heads * dim * visible pairs; all pairs under a random dense mask
+//   KV_bytes/s       keys and values read once
+//   workspace_bytes  with the mask plan, where there is one
+//   error/bound      against the f64 oracle over sampled rows; at most 1 is the contract
+//   cpu-cuda/bounds  on CUDA: the largest difference from the CPU's answer over the sum of bounds
 //
-//   tandem_benchmark --benchmark_filter='cpu/f32/.*d64' --benchmark_format=json
+//   tandem_benchmark --benchmark_filter='cpu/f32/.*d64' --benchmark_out=result.json
 #include <benchmark/benchmark.h>
 
-#include <cmath>
-#include <cstring>
-#include <memory>
-#include <random>
+#include <algorithm>
+#include <exception>
+#include <map>
 #include <string>
 #include <tandem/tandem.hpp>
-#include <vector>
 
-#if defined(TANDEM_BENCHMARK_CUDA)
-#include <cuda_runtime_api.h>
-#endif
+#include "bench/benchmark_case.h"
+#include "bench/case_accuracy.h"
 
 namespace {
 
 using tandem::Device;
-using tandem::DType;
+using tandem::bench::CaseSpec;
+using tandem::bench::HostCase;
+using tandem::bench::PlacedCase;
 
-struct Shape {
-  int64_t batch, heads, kv_heads, q_len, kv_len, dim;
+// Launches between two events, so that their latency does not count.
+constexpr double kSecondsPerReading = 1e-3;
+constexpr int kMostRunsPerReading = 64;
+
+struct Accuracy {
+  double error_over_bound = 0;
+  double difference = -1;  // of CPU and CUDA; -1: not measured
 };
 
-enum class MaskKind { kNone, kCausal, kWindow, kBoolean };
+Accuracy MeasureAccuracy(const HostCase& host, const PlacedCase& placed, Device device) {
+  Accuracy accuracy;
+  const tandem::bench::Answer answer = placed.Result();
+  accuracy.error_over_bound = tandem::bench::ErrorOverBound(host, answer, device);
+  if (device == Device::kCuda) {
+    PlacedCase on_cpu(host, Device::kCpu);
+    on_cpu.Run();
+    accuracy.difference = tandem::bench::DifferenceOverBounds(host, on_cpu.Result(), answer);
+  }
+  return accuracy;
+}
 
-const char* Name(MaskKind mask) {
-  switch (mask) {
-    case MaskKind::kCausal:
-      return "causal";
-    case MaskKind::kWindow:
-      return "window256";
-    case MaskKind::kBoolean:
-      return "boolean";
-    default:
-      return "none";
+void Forward(benchmark::State& state, Device device, const CaseSpec& spec) {
+  // Google Benchmark calls this again while it looks for the number of iterations.
+  static std::map<std::string, Accuracy> known;
+  try {
+    const HostCase host(spec);
+    PlacedCase placed(host, device);
+    placed.Run();
+    const auto [entry, is_new] = known.try_emplace(spec.Name(device));
+    if (is_new) entry->second = MeasureAccuracy(host, placed, device);
+    const auto run = [&] { placed.Run(); };
+    const double once = tandem::bench::SecondsOn(device, 1, run);
+    const int runs =
+        device == Device::kCpu
+            ? 1
+            : std::clamp(static_cast<int>(kSecondsPerReading / once), 1, kMostRunsPerReading);
+    for (auto _ : state) {
+      state.SetIterationTime(tandem::bench::SecondsOn(device, runs, run) / runs);
+    }
+    const auto rate = benchmark::Counter::kIsIterationInvariantRate;
+    state.counters["FLOP/s"] = benchmark::Counter(spec.Flops(), rate);
+    state.counters["KV_bytes/s"] = benchmark::Counter(spec.KvBytes(), rate);
+    state.counters["workspace_bytes"] = static_cast<double>(placed.workspace_bytes());
+    state.counters["error/bound"] = entry->second.error_over_bound;
+    if (entry->second.difference >= 0) {
+      state.counters["cpu-cuda/bounds"] = entry->second.difference;
+    }
+    state.SetLabel(placed.kernel());
+  } catch (const std::exception& error) {
+    state.SkipWithError(error.what());
   }
 }
 
-const char* Name(DType dtype) {
-  return dtype == DType::kF32 ? "f32" : (dtype == DType::kF16 ? "f16" : "bf16");
-}
-
-// Memory of one device. Throws std::bad_alloc.
-class Buffer {
- public:
-  Buffer(Device device, size_t size) : device_(device) {
-#if defined(TANDEM_BENCHMARK_CUDA)
-    if (device == Device::kCuda) {
-      if (cudaMalloc(&data_, size) != cudaSuccess) throw std::bad_alloc();
-      return;
-    }
-#endif
-    data_ = std::aligned_alloc(256, (size + 255) / 256 * 256);
-    if (data_ == nullptr) throw std::bad_alloc();
-  }
-  Buffer(const Buffer&) = delete;
-  Buffer& operator=(const Buffer&) = delete;
-  ~Buffer() {
-#if defined(TANDEM_BENCHMARK_CUDA)
-    if (device_ == Device::kCuda) {
-      cudaFree(data_);
-      return;
-    }
-#endif
-    std::free(data_);
-  }
-  void Fill(const std::vector<char>& bytes) {
-#if defined(TANDEM_BENCHMARK_CUDA)
-    if (device_ == Device::kCuda) {
-      cudaMemcpy(data_, bytes.data(), bytes.size(), cudaMemcpyHostToDevice);
-      return;
-    }
-#endif
-    std::memcpy(data_, bytes.data(), bytes.size());
-  }
-  void* data() const { return data_; }
-
- private:
-  Device device_;
-  void* data_ = nullptr;
-};
-
-// Random normal values in any element type: f16 and bf16 bits are made from f32 by truncation,
-// which is random enough to time.
-std::vector<char> RandomBytes(DType dtype, int64_t count, std::mt19937_64& random) {
-  std::normal_distribution<float> normal;
-  std::vector<char> bytes(static_cast<size_t>(count) * (dtype == DType::kF32 ? 4 : 2));
-  for (int64_t n = 0; n < count; ++n) {
-    const float value = normal(random);
-    uint32_t bits;
-    std::memcpy(&bits, &value, 4);
-    if (dtype == DType::kF32) {
-      std::memcpy(&bytes[4 * n], &bits, 4);
-      continue;
-    }
-    uint16_t half = static_cast<uint16_t>(bits >> 16);
-    if (dtype == DType::kF16) {
-      const int exponent = static_cast<int>((bits >> 23) & 255) - 112;
-      half = exponent <= 0 ? 0
-                           : static_cast<uint16_t>((bits >> 31 << 15) | (exponent << 10) |
-                                                   ((bits >> 13) & 1023));
-    }
-    std::memcpy(&bytes[2 * n], &half, 2);
-  }
-  return bytes;
-}
-
-// A case with its memory, planned.
-class Case {
- public:
-  Case(Device device, DType dtype, const Shape& shape, MaskKind mask)
-      : device_(device),
-        dtype_(dtype),
-        q_(Make({shape.batch, shape.heads, shape.q_len, shape.dim})),
-        k_(Make({shape.batch, shape.kv_heads, shape.kv_len, shape.dim})),
-        v_(Make({shape.batch, shape.kv_heads, shape.kv_len, shape.dim})),
-        out_(Make({shape.batch, shape.heads, shape.q_len, shape.dim})),
-        problem_(tandem::Layout::kBHSD, q_, k_, v_) {
-    int64_t pairs = shape.q_len * shape.kv_len;
-    if (mask == MaskKind::kCausal) {
-      problem_.mask = tandem::Causal(tandem::Alignment::kTopLeft);
-      pairs = 0;
-      for (int64_t i = 0; i < shape.q_len; ++i) pairs += std::min(i + 1, shape.kv_len);
-    } else if (mask == MaskKind::kWindow) {
-      problem_.mask = tandem::Window(256, 0, tandem::Alignment::kTopLeft);
-      pairs = 0;
-      for (int64_t i = 0; i < shape.q_len; ++i) pairs += std::min<int64_t>(i + 1, 257);
-    } else if (mask == MaskKind::kBoolean) {
-      std::vector<char> bytes(static_cast<size_t>(pairs));
-      std::bernoulli_distribution visible(0.9);
-      for (char& byte : bytes) byte = visible(random_);
-      buffers_.push_back(std::make_unique<Buffer>(device, bytes.size()));
-      buffers_.back()->Fill(bytes);
-      problem_.mask = tandem::Dense(tandem::Tensor(buffers_.back()->data(), DType::kBool,
-                                                   {shape.q_len, shape.kv_len}, {}, device));
-    }
-    flops = 4.0 * static_cast<double>(shape.batch * shape.heads * shape.dim * pairs);
-    bytes = 2.0 * static_cast<double>(shape.batch * shape.kv_heads * shape.kv_len * shape.dim) *
-            (dtype == DType::kF32 ? 4 : 2);
-    plan_ = std::make_unique<tandem::Plan>(problem_, out_);
-    workspace_ = std::make_unique<Buffer>(device, plan_->workspace_size() + 1);
-  }
-
-  void Run() { plan_->Run(problem_, out_, workspace_->data(), plan_->workspace_size()); }
-
-  double flops = 0;
-  double bytes = 0;
-
- private:
-  tandem::Tensor Make(const std::vector<int64_t>& shape) {
-    int64_t count = 1;
-    for (int64_t extent : shape) count *= extent;
-    const std::vector<char> data = RandomBytes(dtype_, count, random_);
-    buffers_.push_back(std::make_unique<Buffer>(device_, data.size()));
-    buffers_.back()->Fill(data);
-    return tandem::Tensor(buffers_.back()->data(), dtype_, shape, {}, device_);
-  }
-
-  Device device_;
-  DType dtype_;
-  std::mt19937_64 random_{1};
-  std::vector<std::unique_ptr<Buffer>> buffers_;
-  tandem::Tensor q_, k_, v_, out_;
-  tandem::Problem problem_;
-  std::unique_ptr<tandem::Plan> plan_;
-  std::unique_ptr<Buffer> workspace_;
-};
-
-#if defined(TANDEM_BENCHMARK_CUDA)
-// Device time by events, so that launches of one case do not overlap what is measured.
-double TimeOnDevice(Case& attention) {
-  cudaEvent_t begin, end;
-  cudaEventCreate(&begin);
-  cudaEventCreate(&end);
-  cudaEventRecord(begin);
-  attention.Run();
-  cudaEventRecord(end);
-  cudaEventSynchronize(end);
-  float milliseconds = 0;
-  cudaEventElapsedTime(&milliseconds, begin, end);
-  cudaEventDestroy(begin);
-  cudaEventDestroy(end);
-  return milliseconds * 1e-3;
-}
-#endif
-
-void Forward(benchmark::State& state, Device device, DType dtype, Shape shape, MaskKind mask) {
-  Case attention(device, dtype, shape, mask);
-  attention.Run();
-  for (auto _ : state) {
-#if defined(TANDEM_BENCHMARK_CUDA)
-    if (device == Device::kCuda) {
-      state.SetIterationTime(TimeOnDevice(attention));
-      continue;
-    }
-#endif
-    attention.Run();
-  }
-  const auto rate = benchmark::Counter::kIsIterationInvariantRate;
-  state.counters["FLOP/s"] = benchmark::Counter(attention.flops, rate);
-  state.counters["K,V bytes/s"] = benchmark::Counter(attention.bytes, rate);
-}
-
-void Register(Device device, const Shape& shape, MaskKind mask) {
-  for (DType dtype : {DType::kF32, DType::kBF16, DType::kF16}) {
-    const std::string name =
-        std::string("forward/") + (device == Device::kCuda ? "cuda/" : "cpu/") + Name(dtype) +
-        "/b" + std::to_string(shape.batch) + "/h" + std::to_string(shape.heads) + "/hk" +
-        std::to_string(shape.kv_heads) + "/q" + std::to_string(shape.q_len) + "/k" +
-        std::to_string(shape.kv_len) + "/d" + std::to_string(shape.dim) + "/" + Name(mask);
-    auto* registered =
-        benchmark::RegisterBenchmark(name.c_str(), Forward, device, dtype, shape, mask);
-    registered->Unit(benchmark::kMillisecond);
-    if (device == Device::kCuda) {
-      registered->UseManualTime();
-    } else {
-      registered->UseRealTime();
-    }
+void RegisterCases(Device device) {
+  for (const CaseSpec& spec : tandem::bench::CaseTable()) {
+    benchmark::RegisterBenchmark(spec.Name(device).c_str(), Forward, device, spec)
+        ->Unit(benchmark::kMillisecond)
+        ->UseManualTime();
   }
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
-  for (Device device : {Device::kCpu, Device::kCuda}) {
-#if !defined(TANDEM_BENCHMARK_CUDA)
-    if (device == Device::kCuda) continue;
+  RegisterCases(Device::kCpu);
+  if (const auto reason = tandem::DeviceUnavailableReason(Device::kCuda)) {
+    benchmark::AddCustomContext("cuda", *reason);
+  } else {
+    benchmark::AddCustomContext("cuda", tandem::Devices(Device::kCuda).front());
+#if defined(TANDEM_BENCHMARK_CUDA)
+    RegisterCases(Device::kCuda);
 #endif
-    if (tandem::Devices(device).empty()) continue;
-    for (int64_t dim : {64, 128}) {
-      for (MaskKind mask :
-           {MaskKind::kNone, MaskKind::kCausal, MaskKind::kWindow, MaskKind::kBoolean}) {
-        Register(device, {1, 8, 8, 2048, 2048, dim}, mask);
-        if (device == Device::kCuda) Register(device, {4, 16, 16, 4096, 4096, dim}, mask);
-      }
-    }
-    Register(device, {1, 32, 8, 1, 8192, 128}, MaskKind::kNone);
   }
+  benchmark::AddCustomContext("cpu", tandem::Devices(Device::kCpu).front());
   benchmark::Initialize(&argc, argv);
   if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 1;
   benchmark::RunSpecifiedBenchmarks();

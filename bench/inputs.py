@@ -11,7 +11,8 @@ DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 
 
 class Inputs:
-    """The scale is the default one. q, k, v are [B, H, S, D], packed cases B = 1; `kv` holds as many copies of k and v as a benchmark rotates."""
+    """q, k, v are [B, H, S, D], packed cases B = 1; `kv` holds as many copies of k and v as a benchmark rotates. The
+    scale is the default one."""
 
     def __init__(self, case, copies=1):
         self.case, self.device = case, case.device

@@ -18,7 +18,6 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402  (after the choice of the backend)
 
 from accuracy_table import SERIES, answerers, is_wrong  # noqa: E402
-from table import OURS  # noqa: E402
 
 plt.rcParams.update({"svg.hashsalt": "tandem", "font.size": 8, "axes.grid": True, "grid.alpha": 0.3,
                      "axes.axisbelow": True, "svg.fonttype": "none"})
@@ -77,8 +76,7 @@ def plot_roofline(report, directory):
     for name, rate in ceilings.items():
         if name.endswith("FLOP/s"):
             knee = rate / bandwidth
-            axes.plot([left, max(left, min(knee, right)), right], [bandwidth * left, min(rate, bandwidth * right), rate],
-                      color="grey", linewidth=0.8)
+            axes.plot([left, knee, right], [bandwidth * left, rate, rate], color="grey", linewidth=0.8)
             axes.text(right, rate, " " + name.removesuffix(", FLOP/s"), va="center", fontsize=6, color="grey")
     for dtype, colour in COLOURS.items():
         entries = [entry for entry in report["results"] if entry["case"].split("/")[2] == dtype]

@@ -12,7 +12,6 @@ are the same on both devices. Needs PyTorch, and libtandem_bench.so beside the l
 """
 
 import argparse
-import json
 import math
 import os
 import zlib
@@ -161,8 +160,7 @@ def main():
                         for name, found in entry["results"].items())
                     print(f"{dtype} {case.series} {case.label}: {shown}", flush=True)
     if options.json:
-        with open(options.json, "w", encoding="utf-8") as file:
-            json.dump(report, file, indent=1)
+        machine.write_json(report, options.json)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """What a measurement was taken on and with: for the JSON of the benchmarks."""
 
 import datetime
+import json
 import os
 import pathlib
 import platform
@@ -14,6 +15,23 @@ def _output(*command):
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def _rounded(value):
+    """Floats with six digits: no measurement has more."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    return [_rounded(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def write_json(report, path):
+    """With a line for each result, and one for everything else."""
+    results = ",\n".join("  " + json.dumps(_rounded(result)) for result in report["results"])
+    rest = [f" {json.dumps(key)}: {json.dumps(_rounded(value))}" for key, value in report.items() if key != "results"]
+    pathlib.Path(path).write_text(
+        "{\n" + ",\n".join(rest) + f',\n "results": [\n{results}\n ]\n}}\n', encoding="utf-8")
 
 
 def cpu_model():

@@ -15,7 +15,6 @@ name: oneDNN's products around our softmax.
 """
 
 import argparse
-import json
 import math
 import os
 import signal
@@ -265,20 +264,16 @@ def main():
                 report["failed"][case.name] = str(error)
                 print(f"{case.name}: FAILED: {error}", flush=True)
             report["ceilings"] = bench.ceilings.result()
-            write(report, options.json)
+            if options.json:
+                machine.write_json(report, options.json)
         bench.ceilings.sample()
         report["ceilings"] = bench.ceilings.result()
         report["wall_seconds"] = time.monotonic() - start
-        write(report, options.json)
+        if options.json:
+            machine.write_json(report, options.json)
     for name, values in report["ceilings"].items():
         print(f"ceiling: {name}: median {values['median']:.4g}, best {values['best']:.4g}")
     print(f"{len(report['results'])} cases in {report['wall_seconds']:.0f} s, {len(report['failed'])} failed")
-
-
-def write(report, path):
-    if path:
-        with open(path, "w", encoding="utf-8") as file:
-            json.dump(report, file, indent=1)
 
 
 if __name__ == "__main__":

@@ -124,7 +124,7 @@ def _flex(inputs):
     return Call(run, inputs.packed if case.is_packed else lambda out: out)
 
 
-def _flash_package(attention, varlen):
+def _flash_package(attention, varlen, **settings):
     """FlashAttention-3 and -4: [B, S, H, D], causal at the bottom right, which is the same for square cases."""
     def prepare(inputs):
         case = inputs.case
@@ -137,19 +137,20 @@ def _flash_package(attention, varlen):
                 raise Declined("this wheel has no interface for packed sequences")
             q, (k, v) = inputs.packed(inputs.q), map(inputs.packed, inputs.kv[0])
             more = dict(cu_seqlens_q=inputs.cu_seqlens, cu_seqlens_k=inputs.cu_seqlens,
-                        max_seqlen_q=inputs.longest, max_seqlen_k=inputs.longest, causal=inputs.is_causal)
+                        max_seqlen_q=inputs.longest, max_seqlen_k=inputs.longest, causal=inputs.is_causal, **settings)
             return Call(lambda _: first(varlen(q, k, v, **more)))
         window = {"window_size": (case.window, 0)} if case.window else {}
         q = inputs.q.transpose(1, 2).contiguous()
         kv = [tuple(t.transpose(1, 2).contiguous() for t in pair) for pair in inputs.kv]
-        return Call(lambda copy: first(attention(q, *kv[copy], causal=inputs.is_causal, **window, **scale)),
+        return Call(lambda copy: first(attention(q, *kv[copy], causal=inputs.is_causal, **window, **scale,
+                                                 **settings)),
                     lambda out: out.transpose(1, 2))
     return prepare
 
 
 def _fa3():
     import fa3_fwd_interface as fa3
-    return _flash_package(fa3.flash_attn_func, getattr(fa3, "flash_attn_varlen_func", None))
+    return _flash_package(fa3.flash_attn_func, fa3.flash_attn_varlen_func, num_splits=0)  # 0: its heuristic
 
 
 def _fa4():

@@ -36,6 +36,7 @@ int64_t ListWorkItems(const Problem& p, int64_t block_rows, WorkItem* items) {
   int32_t status = 0;
   for (int64_t b = 0; b < p.batch; ++b) {
     const Sequence s = core::ResolveSequence(p, b, &status);
+    if (IsShort(p, s)) continue;
     const int64_t pairs = s.q_rows * p.group;
     const int64_t blocks = core::CeilDiv(pairs, block_rows);
     for (int64_t head = 0; head < p.kv_heads; ++head) {
@@ -53,6 +54,27 @@ int64_t ListWorkItems(const Problem& p, int64_t block_rows, WorkItem* items) {
   // Items of one key head stay together where they weigh the same, so that its keys stay in cache.
   if (!std::is_sorted(items, items + count, heavier))
     std::stable_sort(items, items + count, heavier);
+  return count;
+}
+
+int64_t ListSplits(const Problem& p, SplitGroup* groups, int64_t* group_of_split,
+                   int64_t* split_count) {
+  int64_t count = 0;
+  int64_t splits = 0;
+  int32_t status = 0;
+  for (int64_t b = 0; b < p.batch; ++b) {
+    const Sequence s = core::ResolveSequence(p, b, &status);
+    if (!IsShort(p, s) || s.q_rows == 0) continue;
+    for (int64_t head = 0; head < p.kv_heads; ++head) {
+      const core::Interval hull = HullForRows(p, s, MakeRowPairs(p, head, 0, s.q_rows * p.group));
+      const int64_t first = hull.begin / kSplitKeys;
+      const int64_t end = core::CeilDiv(core::Max(hull.begin, hull.end), kSplitKeys);
+      groups[count] = {b, head, first, hull.begin < hull.end ? end - first : 0, splits};
+      for (int64_t n = 0; n < groups[count].split_count; ++n) group_of_split[splits++] = count;
+      ++count;
+    }
+  }
+  *split_count = splits;
   return count;
 }
 

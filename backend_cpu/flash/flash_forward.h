@@ -19,6 +19,7 @@
 #include "backend_cpu/flash/softmax_rows.h"
 #include "backend_cpu/output_rows.h"
 #include "backend_cpu/parallel.h"
+#include "backend_cpu/split/split_forward.h"
 
 namespace tandem::cpu {
 namespace {
@@ -250,7 +251,9 @@ tandem_status RunFlash(const core::Problem& p, void* workspace, const core::Cont
   ParallelFor(context, p.kv_heads * core::CeilDiv(call.layout.places, kPackTiles), PackTask<Arch>,
               &call);
   if (call.out_of_memory == 0) ParallelFor(context, item_count, BlockTask<Arch>, &call);
-  if (call.out_of_memory != 0) {
+  if (call.out_of_memory != 0 ||
+      !RunShortSequences<Arch>(p, static_cast<char*>(workspace) + call.layout.split_offset,
+                               context)) {
     core::Format(context.error, "out of memory: scratch of a CPU thread");
     return TANDEM_STATUS_OUT_OF_MEMORY;
   }

@@ -3,6 +3,7 @@
 #ifndef TANDEM_BACKEND_CPU_FLASH_LAYOUT_H_
 #define TANDEM_BACKEND_CPU_FLASH_LAYOUT_H_
 
+#include "backend_cpu/split/split_layout.h"
 #include "backend_cpu/work_items.h"
 #include "core/mask_prepare.h"
 #include "core/problem.h"
@@ -63,7 +64,8 @@ struct WorkspaceLayout {
   int64_t v_tile;
   int64_t v_offset;
   int64_t flag_offset;
-  int64_t item_offset;  // of the work items
+  int64_t item_offset;   // of the work items
+  int64_t split_offset;  // of short sequences
   int64_t size;
 };
 
@@ -78,9 +80,10 @@ TANDEM_HD WorkspaceLayout LayOutWorkspace(const core::Problem& p, int64_t lanes)
   w.v_offset = core::RoundUp<int64_t>(4 * tiles * w.k_tile, core::kBufferAlignment);
   w.flag_offset = core::RoundUp<int64_t>(w.v_offset + 4 * tiles * w.v_tile, core::kBufferAlignment);
   w.item_offset = core::RoundUp(w.flag_offset + tiles, core::kBufferAlignment);
-  w.size = core::RoundUp<int64_t>(
+  w.split_offset = core::RoundUp<int64_t>(
       w.item_offset + int64_t{sizeof(WorkItem)} * WorkItemCapacity(p, kQueryBlock),
       core::kBufferAlignment);
+  w.size = w.split_offset + LayOutSplits(p).size;
   return w;
 }
 

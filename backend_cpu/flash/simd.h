@@ -55,6 +55,15 @@ TANDEM_ISA_INLINE float Sum(Vector<Avx2> x) {
   return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
 }
 
+// The sums of four vectors.
+TANDEM_ISA_INLINE __m128 Sum4(Vector<Avx2> a, Vector<Avx2> b, Vector<Avx2> c, Vector<Avx2> d) {
+  const __m256 ab = _mm256_add_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
+  const __m256 cd = _mm256_add_ps(_mm256_unpacklo_ps(c, d), _mm256_unpackhi_ps(c, d));
+  const __m256 sum =
+      _mm256_add_ps(_mm256_shuffle_ps(ab, cd, 0x44), _mm256_shuffle_ps(ab, cd, 0xee));
+  return _mm_add_ps(_mm256_castps256_ps128(sum), _mm256_extractf128_ps(sum, 1));
+}
+
 // The largest lane of a vector without NaN.
 TANDEM_ISA_INLINE float Largest(Vector<Avx2> x) {
   __m128 half = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
@@ -90,8 +99,15 @@ TANDEM_ISA_INLINE Vector<Avx512> PowerOfTwo(Vector<Avx512> biased) {
   return _mm512_castsi512_ps(_mm512_add_epi32(bits, _mm512_set1_epi32(127 << 23)));
 }
 
-TANDEM_ISA_INLINE float Sum(Vector<Avx512> x) {
-  return Sum(Vector<Avx2>(_mm256_add_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1))));
+TANDEM_ISA_INLINE Vector<Avx2> AddHalves(Vector<Avx512> x) {
+  return _mm256_add_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1));
+}
+
+TANDEM_ISA_INLINE float Sum(Vector<Avx512> x) { return Sum(AddHalves(x)); }
+
+TANDEM_ISA_INLINE __m128 Sum4(Vector<Avx512> a, Vector<Avx512> b, Vector<Avx512> c,
+                              Vector<Avx512> d) {
+  return Sum4(AddHalves(a), AddHalves(b), AddHalves(c), AddHalves(d));
 }
 
 TANDEM_ISA_INLINE float Largest(Vector<Avx512> x) {

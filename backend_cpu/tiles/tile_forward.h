@@ -17,6 +17,7 @@
 #include "backend_cpu/flash/finish_row.h"
 #include "backend_cpu/output_rows.h"
 #include "backend_cpu/parallel.h"
+#include "backend_cpu/split/split_forward.h"
 #include "backend_cpu/tiles/tile_pack.h"
 #include "backend_cpu/tiles/tile_products.h"
 #include "backend_cpu/tiles/tiles.h"
@@ -310,7 +311,7 @@ __attribute__((flatten, noinline)) void PackPlace(const TileCall& call, int64_t 
   const core::Problem& p = *call.problem;
   const core::Sequence s = SequenceOfPlace(p, place);
   const int64_t tile = place - FirstKeyTile(p, s);
-  if (tile * core::kTile >= core::LocalKeys(s) || s.q_rows == 0) return;
+  if (tile * core::kTile >= core::LocalKeys(s) || IsShort(p, s)) return;
   PackTileParts<Leaf, kParts>(p, s, call.shape, kv_head, tile, scratch,
                               KeyTileAt(call.shape, call.layout, call.workspace, kv_head, place));
 }
@@ -354,7 +355,9 @@ tandem_status RunTiles(const core::Problem& p, void* workspace, const core::Cont
   const int64_t pack_tasks = core::CeilDiv(call.layout.places, kPackedTilesPerTask);
   ParallelFor(context, p.kv_heads * pack_tasks, PackTilesTask<Leaf>, &call);
   if (call.out_of_memory == 0) ParallelFor(context, item_count, ItemTask<Leaf>, &call);
-  if (call.out_of_memory != 0) {
+  if (call.out_of_memory != 0 ||
+      !RunShortSequences<typename Leaf::Arch>(
+          p, static_cast<char*>(workspace) + call.layout.split_offset, context)) {
     core::Format(context.error, "out of memory: scratch of a CPU thread");
     return TANDEM_STATUS_OUT_OF_MEMORY;
   }

@@ -61,12 +61,13 @@ struct TileWorkspace {
   int64_t v_offset;  // in bytes
   int64_t note_offset;
   int64_t item_offset;
+  int64_t split_offset;  // of short sequences
   int64_t size;
 };
 
 TANDEM_HD TileWorkspace LayOutTileWorkspace(const core::Problem& p, const TileShape& shape) {
   TileWorkspace w;
-  w.places = KeyTilePlaces(p);
+  w.places = AllAreShort(p) ? 0 : KeyTilePlaces(p);
   const int64_t tiles = p.kv_heads * w.places;
   w.v_offset =
       core::RoundUp<int64_t>(2 * shape.parts * tiles * shape.k_part, core::kBufferAlignment);
@@ -74,9 +75,10 @@ TANDEM_HD TileWorkspace LayOutTileWorkspace(const core::Problem& p, const TileSh
                                          core::kBufferAlignment);
   w.item_offset =
       core::RoundUp(w.note_offset + tiles * int64_t{sizeof(TileNotes)}, core::kBufferAlignment);
-  w.size = core::RoundUp<int64_t>(
+  w.split_offset = core::RoundUp<int64_t>(
       w.item_offset + static_cast<int64_t>(sizeof(WorkItem)) * WorkItemCapacity(p, kSmallItemRows),
       core::kBufferAlignment);
+  w.size = w.split_offset + LayOutSplits(p).size;
   return w;
 }
 

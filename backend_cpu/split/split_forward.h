@@ -1,0 +1,284 @@
+// Short sequences (decoding): attention split over the keys.
+//
+// Each split of kSplitKeys keys is one work item: scores of all rows with its keys, softmax,
+// product with its values, without packing. It leaves O, m and l; a second pass merges the splits
+// of a sequence and head in their order. The splits are a fixed grid over the sequence's own keys,
+// so that a row's bits depend on nothing else.
+#ifndef TANDEM_BACKEND_CPU_SPLIT_SPLIT_FORWARD_H_
+#define TANDEM_BACKEND_CPU_SPLIT_SPLIT_FORWARD_H_
+
+#include <type_traits>
+
+#include "backend_cpu/flash/finish_row.h"
+#include "backend_cpu/flash/softmax_rows.h"
+#include "backend_cpu/mask_rows.h"
+#include "backend_cpu/parallel.h"
+#include "backend_cpu/split/split_layout.h"
+#include "backend_cpu/split/split_products.h"
+
+namespace tandem::cpu {
+namespace {
+
+inline constexpr int64_t kSplitTiles = kSplitKeys / core::kTile;
+static_assert(kSplitTiles == kGroupTiles, "a split is one group of the softmax");
+inline constexpr int64_t kSplitScoreStride = kSplitKeys + 16;
+
+struct SplitCall {
+  const core::Problem* problem;
+  void* workspace;
+  SplitWorkspace layout;
+  SplitGroup* groups;
+  int64_t* group_of_split;
+  int32_t out_of_memory;
+};
+
+// What a thread works in.
+struct SplitScratch {
+  float* q;         // [pairs][depth]
+  float* scores;    // [pairs][kSplitScoreStride]
+  float* elements;  // a tile of K or V as f32, where it cannot be read in place
+};
+
+// The elements of q, k and v, rounded up to whole vectors of either instruction set.
+TANDEM_HD int64_t PaddedDepth(const core::Problem& p) {
+  return core::RoundUp<int64_t>(p.qk_dim, 16);
+}
+
+TANDEM_HD int64_t SplitScratchFloats(const core::Problem& p) {
+  return kShortPairs * (PaddedDepth(p) + kSplitScoreStride) +
+         core::kTile * core::Max(PaddedDepth(p), PartialColumns(p));
+}
+
+// Keys [first, first + count) of an array, in place where its rows are whole vectors, else copied.
+template <class Arch>
+TANDEM_ISA_INLINE TileRowsView ViewRows(const core::Array4& array, const core::Sequence& s,
+                                        int64_t head, int64_t first, int64_t count, int64_t dim,
+                                        int64_t padded, float* elements, bool* in_place) {
+  *in_place = array.column_stride == 1 && dim % kLanes<Arch> == 0;
+  const int64_t size = core::ElementSize(array.dtype);
+  if (*in_place) {
+    return {static_cast<const char*>(array.data) + core::KeyOffset(array, s, head, first) * size,
+            array.row_stride * size};
+  }
+  for (int64_t j = 0; j < count; ++j) {
+    float* row = elements + j * padded;
+    LoadRow<Arch>(array.data, array.dtype, core::KeyOffset(array, s, head, first + j),
+                  array.column_stride, dim, row);
+    for (int64_t d = dim; d < padded; ++d) row[d] = 0.0f;
+  }
+  return {reinterpret_cast<const char*>(elements), padded * 4};
+}
+
+// Calls body with the type of what a view holds as a constant.
+template <class Body>
+TANDEM_ISA_INLINE void WithType(core::DType dtype, bool in_place, Body body) {
+  if (!in_place || dtype == core::DType::kF32) {
+    body(std::integral_constant<core::DType, core::DType::kF32>());
+  } else if (dtype == core::DType::kF16) {
+    body(std::integral_constant<core::DType, core::DType::kF16>());
+  } else {
+    body(std::integral_constant<core::DType, core::DType::kBF16>());
+  }
+}
+
+// One split of a short sequence at work.
+struct Split {
+  const core::Problem* p;
+  core::Sequence s;
+  RowPairs rows;
+  SplitScratch scratch;
+  Row state[kShortPairs];
+  uint64_t words[kSplitTiles][kShortPairs];
+  RowTiles tiles;  // those that some row sees, numbered from the split's beginning
+};
+
+template <class Arch>
+TANDEM_ISA_INLINE void LoadQueries(Split* split) {
+  const core::Problem& p = *split->p;
+  const int64_t depth = PaddedDepth(p);
+  for (int64_t r = 0; r < split->rows.count; ++r) {
+    Row& row = split->state[r];
+    row = {PairRow(p, split->rows, r), PairHead(p, split->rows, r), core::NegativeInfinity(), 0.0f,
+           1.0f};
+    float* q = split->scratch.q + r * depth;
+    for (int64_t d = 0; d < depth; ++d) q[d] = 0.0f;
+    if (core::RowExists(split->s, row.i)) {
+      LoadRow<Arch>(p.q.data, p.q.dtype, core::QueryOffset(p.q, split->s, row.head, row.i),
+                    p.q.column_stride, p.qk_dim, q);
+    }
+  }
+}
+
+// Scores with the keys of each tile that some row sees.
+template <class Arch>
+TANDEM_ISA_INLINE void ScoreSplit(int64_t first_tile, Split* split) {
+  const core::Problem& p = *split->p;
+  const int64_t depth = PaddedDepth(p);
+  const int64_t keys = core::LocalKeys(split->s);
+  const core::Interval hull = HullForRows(p, split->s, split->rows);
+  for (int64_t t = 0; t < kSplitTiles; ++t) {
+    const int64_t first = (first_tile + t) * core::kTile;
+    if (first >= hull.end || first + core::kTile <= hull.begin) continue;
+    const core::TileClass tile_class = ClassifyForRows(p, split->s, split->rows, first_tile + t);
+    if (tile_class == core::TileClass::kEmpty) continue;
+    uint64_t* words = split->words[t];
+    if (tile_class == core::TileClass::kFull) {
+      for (int64_t r = 0; r < split->rows.count; ++r) words[r] = ~uint64_t{0};
+    } else if (FillWords(p, split->s, split->rows, first_tile + t, words) == 0) {
+      continue;
+    }
+    const int n = split->tiles.count++;
+    split->tiles.tile[n] = static_cast<int>(t);
+    split->tiles.first_key[n] = first;
+    split->tiles.all_visible[n] = tile_class == core::TileClass::kFull;
+    const int64_t count = core::Min<int64_t>(core::kTile, keys - first);
+    bool in_place = false;
+    const TileRowsView k = ViewRows<Arch>(p.k, split->s, split->rows.kv_head, first, count,
+                                          p.qk_dim, depth, split->scratch.elements, &in_place);
+    WithType(
+        p.dtype, in_place, [&](auto type) __attribute__((always_inline)) {
+          ScoreTile<Arch, type.value>(split->scratch.q, depth, split->rows.count, k, count,
+                                      core::RoundUp<int64_t>(p.qk_dim, kLanes<Arch>), in_place,
+                                      split->scratch.scores + t * core::kTile, kSplitScoreStride);
+        });
+  }
+}
+
+// Rows that see different keys of a tile are worked on one by one, so that none meets a value that
+// it cannot see (0 times NaN is NaN). The order of a row's sum is the same either way.
+template <class Arch>
+TANDEM_ISA_INLINE void AddSplitValues(Split* split, float* o, int64_t o_stride) {
+  const core::Problem& p = *split->p;
+  const int64_t rows = split->rows.count;
+  const int64_t columns = core::RoundUp<int64_t>(p.v_dim, kLanes<Arch>);
+  for (int n = 0; n < split->tiles.count; ++n) {
+    const int64_t first = split->tiles.first_key[n];
+    const int64_t count = core::Min<int64_t>(core::kTile, core::LocalKeys(split->s) - first);
+    const uint64_t* words = split->words[split->tiles.tile[n]];
+    const float* probabilities = split->scratch.scores + split->tiles.tile[n] * core::kTile;
+    bool rows_agree = true;
+    for (int64_t r = 1; r < rows; ++r) rows_agree = rows_agree && words[r] == words[0];
+    bool in_place = false;
+    const TileRowsView v = ViewRows<Arch>(p.v, split->s, split->rows.kv_head, first, count, p.v_dim,
+                                          PartialColumns(p), split->scratch.elements, &in_place);
+    WithType(
+        p.dtype, in_place, [&](auto type) __attribute__((always_inline)) {
+          if (in_place) {
+            for (int64_t j = 0; j < count; ++j) {
+              PrefetchRow(v.data + (core::kTile + j) * v.stride,
+                          p.v_dim * kElementSize<type.value>);
+            }
+          }
+          const int64_t together = rows_agree ? rows : 1;
+          for (int64_t r = 0; r < rows; r += together) {
+            AddTileValues<Arch, type.value>(probabilities + r * kSplitScoreStride,
+                                            kSplitScoreStride, together, v, words[r], columns,
+                                            o + r * o_stride, o_stride);
+          }
+        });
+  }
+}
+
+template <class Arch>
+__attribute__((flatten, noinline)) void RunSplit(SplitCall* call, int64_t index) {
+  const core::Problem& p = *call->problem;
+  float* memory = static_cast<float*>(WorkerScratch(4 * SplitScratchFloats(p)));
+  if (memory == nullptr) {
+    __atomic_store_n(&call->out_of_memory, 1, __ATOMIC_RELAXED);
+    return;
+  }
+  const SplitGroup& group = call->groups[call->group_of_split[index]];
+  int32_t status = 0;
+  Split split;
+  split.p = &p;
+  split.s = core::ResolveSequence(p, group.batch, &status);
+  split.rows = MakeRowPairs(p, group.kv_head, 0, split.s.q_rows * p.group);
+  split.scratch.q = memory;
+  split.scratch.scores = memory + kShortPairs * PaddedDepth(p);
+  split.scratch.elements = split.scratch.scores + kShortPairs * kSplitScoreStride;
+  split.tiles.count = 0;
+  LoadQueries<Arch>(&split);
+  ScoreSplit<Arch>((group.first_split + index - group.first_item) * kSplitTiles, &split);
+
+  float* o = PartialAt(p, call->layout, call->workspace, index, 0);
+  for (int64_t r = 0; r < split.rows.count; ++r) {
+    for (int64_t c = 0; c < PartialColumns(p); ++c) o[r * PartialRow(p) + c] = 0.0f;
+    if (split.tiles.count > 0) {
+      SoftmaxRow<Arch>(p, split.s, split.tiles, &split.state[r],
+                       split.scratch.scores + r * kSplitScoreStride, &split.words[0][r],
+                       kShortPairs);
+    }
+    o[r * PartialRow(p) + PartialColumns(p)] = split.state[r].m;
+    o[r * PartialRow(p) + PartialColumns(p) + 1] = split.state[r].l;
+  }
+  AddSplitValues<Arch>(&split, o, PartialRow(p));
+}
+
+// Merges the splits of a group and writes its rows.
+template <class Arch>
+__attribute__((flatten, noinline)) void MergeSplits(SplitCall* call, int64_t index) {
+  using V = Vector<Arch>;
+  const core::Problem& p = *call->problem;
+  const int64_t columns = PartialColumns(p);
+  float* sum = static_cast<float*>(WorkerScratch(4 * columns));
+  if (sum == nullptr) {
+    __atomic_store_n(&call->out_of_memory, 1, __ATOMIC_RELAXED);
+    return;
+  }
+  const SplitGroup& group = call->groups[index];
+  int32_t status = 0;
+  const core::Sequence s = core::ResolveSequence(p, group.batch, &status);
+  const RowPairs rows = MakeRowPairs(p, group.kv_head, 0, s.q_rows * p.group);
+  for (int64_t r = 0; r < rows.count; ++r) {
+    float m = core::NegativeInfinity();
+    for (int64_t n = 0; n < group.split_count; ++n) {
+      m = core::MaxKeepNan(
+          m, PartialAt(p, call->layout, call->workspace, group.first_item + n, r)[columns]);
+    }
+    float l = 0.0f;
+    for (int64_t c = 0; c < columns; ++c) sum[c] = 0.0f;
+    for (int64_t n = 0; n < group.split_count; ++n) {
+      const float* o = PartialAt(p, call->layout, call->workspace, group.first_item + n, r);
+      // Empty splits, also with NaN: O and l say so.
+      const float factor = o[columns] == m ? 1.0f : core::SoftmaxRescale(o[columns], m);
+      l += o[columns + 1] * factor;
+      for (int64_t c = 0; c < columns; c += kLanes<Arch>) {
+        Fma(V::load_aligned(o + c), V(factor), V::load_aligned(sum + c)).store_aligned(sum + c);
+      }
+    }
+    FinishRow<Arch>(p, s, PairRow(p, rows, r), PairHead(p, rows, r), m, l, sum, columns);
+  }
+}
+
+// All short sequences of a problem. workspace: LayOutSplits(p).size bytes. False when out of
+// memory.
+template <class Arch>
+bool RunShortSequences(const core::Problem& p, void* workspace, const core::Context& context) {
+  if (SplitGroupCapacity(p) == 0) return true;
+  char* base = static_cast<char*>(workspace);
+  SplitCall call = {&p, workspace, LayOutSplits(p), nullptr, nullptr, 0};
+  call.groups = reinterpret_cast<SplitGroup*>(base + call.layout.group_offset);
+  call.group_of_split = reinterpret_cast<int64_t*>(base + call.layout.index_offset);
+  int64_t split_count = 0;
+  const int64_t group_count = ListSplits(p, call.groups, call.group_of_split, &split_count);
+  ParallelFor(
+      context, split_count,
+      [](void* argument, int64_t index, int) {
+        RunSplit<Arch>(static_cast<SplitCall*>(argument), index);
+      },
+      &call);
+  if (call.out_of_memory == 0) {
+    ParallelFor(
+        context, group_count,
+        [](void* argument, int64_t index, int) {
+          MergeSplits<Arch>(static_cast<SplitCall*>(argument), index);
+        },
+        &call);
+  }
+  return call.out_of_memory == 0;
+}
+
+}  // namespace
+}  // namespace tandem::cpu
+
+#endif  // TANDEM_BACKEND_CPU_SPLIT_SPLIT_FORWARD_H_

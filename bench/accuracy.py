@@ -23,6 +23,7 @@ import machine
 import peers_onnx
 import peers_torch
 import tandem_ctypes as tandem
+from accuracy_table import is_wrong
 from inputs import DTYPES
 
 SKIPPED_PEERS = ("flex", "flash_cpu per document")  # one compiles for every case, one is of packed documents
@@ -121,6 +122,8 @@ def judge(library, support, case, device, device_type, peers):
         on_empty = out.float().transpose(1, 2)[inputs.empty].abs()
         largest = on_empty.max().item() if on_empty.numel() else 0.0
         found["largest_on_empty_rows"] = largest if math.isfinite(largest) else "NaN"
+        if found["error_over_bound"] <= 1 and not is_wrong(found):
+            del found["worst"]
         results[name] = {"ours": is_ours, **found}
     return {"series": case.series, "label": case.label, "dtype": case.dtype, "length": case.length, "dim": case.dim,
             "scale": case.scale, "mask": case.mask, "results": results, "declined": declined}
@@ -156,7 +159,7 @@ def main():
                     entry = judge(library, support, case, options.device, device_type, peers)
                     report["results"].append(entry)
                     shown = ", ".join(f"{name} {found['error_over_bound']:.2g}" + (
-                        " WRONG" if found["nonfinite_mismatches"] or found["empty_row_mismatches"] else "")
+                        " WRONG" if is_wrong(found) else "")
                         for name, found in entry["results"].items())
                     print(f"{dtype} {case.series} {case.label}: {shown}", flush=True)
     if options.json:

@@ -25,9 +25,10 @@ COLOURS = {"f32": "tab:blue", "bf16": "tab:orange", "f16": "tab:green"}
 DEVICE_NAMES = {"cpu": "CPU", "cuda": "GPU"}
 
 
-def save(figure, directory, name):
+def save(figure, target, name):
+    directory, suffix = target
     for extension in ("png", "svg"):
-        path = os.path.join(directory, f"{name}.{extension}")
+        path = os.path.join(directory, f"{name}{suffix}.{extension}")
         figure.savefig(path, dpi=110, bbox_inches="tight", metadata={"Date": None} if extension == "svg" else None)
         print(path)
     plt.close(figure)
@@ -42,7 +43,7 @@ def short_name(entry):
     return entry["case"].split("/", 2)[2]
 
 
-def plot_ratio(report, directory):
+def plot_ratio(report, target):
     entries = [entry for entry in report["results"] if entry["ratio_to_best_peer"]]
     if not entries:
         return
@@ -59,10 +60,10 @@ def plot_ratio(report, directory):
     axes.set_xlim(0, max(ratios) * 1.25)
     axes.set_xlabel("Tandem's rate over that of the best peer in the same run")
     axes.set_title(title(report))
-    save(figure, directory, f"ratio_{report['device_type']}")
+    save(figure, target, f"ratio_{report['device_type']}")
 
 
-def plot_roofline(report, directory):
+def plot_roofline(report, target):
     """Work per byte that has to move, against rate: ours filled, the best peer's hollow."""
     ceilings = {name: values["median"] for name, values in report["ceilings"].items()}
     bandwidth = next((rate for name, rate in ceilings.items() if name.startswith("memory read")),
@@ -71,13 +72,14 @@ def plot_roofline(report, directory):
         return
     figure, axes = plt.subplots(figsize=(7, 4.5))
     intensity = [entry["flops"] / entry["io_bytes"] for entry in report["results"]]
-    knees = [rate / bandwidth for name, rate in ceilings.items() if name.endswith("FLOP/s")]
+    # Without those of types that the machine is slow with.
+    top = max(rate for name, rate in ceilings.items() if name.endswith("FLOP/s"))
+    roofs = {name: rate for name, rate in ceilings.items() if name.endswith("FLOP/s") and rate > top / 20}
+    knees = [rate / bandwidth for rate in roofs.values()]
     left, right = min(intensity + knees) / 4, max(intensity + knees) * 2
-    for name, rate in ceilings.items():
-        if name.endswith("FLOP/s"):
-            knee = rate / bandwidth
-            axes.plot([left, knee, right], [bandwidth * left, rate, rate], color="grey", linewidth=0.8)
-            axes.text(right, rate, " " + name.removesuffix(", FLOP/s"), va="center", fontsize=6, color="grey")
+    for name, rate in roofs.items():
+        axes.plot([left, rate / bandwidth, right], [bandwidth * left, rate, rate], color="grey", linewidth=0.8)
+        axes.text(right, rate, " " + name.removesuffix(", FLOP/s"), va="center", fontsize=6, color="grey")
     for dtype, colour in COLOURS.items():
         entries = [entry for entry in report["results"] if entry["case"].split("/")[2] == dtype]
         x = [entry["flops"] / entry["io_bytes"] for entry in entries]
@@ -95,7 +97,7 @@ def plot_roofline(report, directory):
     axes.set_ylabel("FLOP/s")
     axes.set_title(title(report))
     axes.legend(fontsize=6, loc="lower right")
-    save(figure, directory, f"roofline_{report['device_type']}")
+    save(figure, target, f"roofline_{report['device_type']}")
 
 
 def by_kind(report):
@@ -109,7 +111,7 @@ def by_kind(report):
     return kinds
 
 
-def plot_side_by_side(cpu, cuda, directory):
+def plot_side_by_side(cpu, cuda, target):
     kinds = {device: by_kind(report) for device, report in (("cpu", cpu), ("cuda", cuda))}
     shared = [kind for kind in kinds["cuda"] if kind in kinds["cpu"]]
     if not shared:
@@ -129,10 +131,10 @@ def plot_side_by_side(cpu, cuda, directory):
     axes.set_xticks(range(len(shared)), [" ".join(kind) for kind in shared], rotation=60, ha="right", fontsize=6)
     axes.set_title("The same kinds of case on both devices, each in its largest shape")
     axes.legend(fontsize=6)
-    save(figure, directory, "cpu_beside_cuda")
+    save(figure, target, "cpu_beside_cuda")
 
 
-def plot_accuracy(report, directory):
+def plot_accuracy(report, target):
     dtypes = list(dict.fromkeys(entry["dtype"] for entry in report["results"]))
     figure, grid = plt.subplots(len(dtypes), len(SERIES), figsize=(12, 2.6 * len(dtypes)), sharey="row", squeeze=False)
     names = answerers(report["results"])
@@ -152,6 +154,7 @@ def plot_accuracy(report, directory):
                           label=name)
             axes.axhline(1, color="black", linewidth=0.8)
             axes.set_yscale("log")
+            axes.minorticks_off()
             axes.tick_params(axis="x", rotation=60, labelsize=6)
             axes.set_title(f"{dtype}: {series}", fontsize=8)
         row[0].set_ylabel("error of O / bound")
@@ -162,29 +165,30 @@ def plot_accuracy(report, directory):
                   bbox_to_anchor=(0.5, -0.04))
     figure.suptitle(f"{title(report)}: solid is Tandem, dashed are peers; 1 is the contract")
     figure.tight_layout()
-    save(figure, directory, f"accuracy_{report['device_type']}")
+    save(figure, target, f"accuracy_{report['device_type']}")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", nargs="+", help="JSON of peers.py and accuracy.py")
     parser.add_argument("--out", default="docs/plots", help="directory for the plots (docs/plots)")
+    parser.add_argument("--suffix", default="", help="end of the plots' names, for results of another machine")
     options = parser.parse_args()
     os.makedirs(options.out, exist_ok=True)
-    peers = {}
+    peers, target = {}, (options.out, options.suffix)
     for path in options.results:
         with open(path, encoding="utf-8") as file:
             report = json.load(file)
         if report.get("format") != 2:
             print(f"{path}: not a result of these scripts")
         elif report.get("kind") == "accuracy":
-            plot_accuracy(report, options.out)
+            plot_accuracy(report, target)
         else:
-            plot_ratio(report, options.out)
-            plot_roofline(report, options.out)
+            plot_ratio(report, target)
+            plot_roofline(report, target)
             peers[report["device_type"]] = report
     if len(peers) == 2:
-        plot_side_by_side(peers["cpu"], peers["cuda"], options.out)
+        plot_side_by_side(peers["cpu"], peers["cuda"], target)
 
 
 if __name__ == "__main__":

@@ -74,6 +74,11 @@ class CaseTableTest(unittest.TestCase):
                 self.assertGreater(min(lengths), 0)
                 self.assertLess(abs(sum(lengths) / len(lengths) - case.document_mean), 0.3 * case.document_mean)
 
+    def test_decoding_goes_through_more_than_the_cache(self):
+        for case in cases.cases("cpu", groups=["decode"]):
+            self.assertGreaterEqual((case.rotated_copies(1 << 25) - 1) * case.kv_bytes, 4 << 25)
+        self.assertEqual({case.rotated_copies(1 << 25) for case in cases.cases("cuda")}, {1})
+
     def test_bytes(self):
         case = cases.Case("", "cpu", "bf16", 2, 4, 2, 10, 20, 8, "bias")
         self.assertEqual(case.kv_bytes, 2 * 2 * 2 * 20 * 8 * 2)

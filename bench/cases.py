@@ -81,6 +81,13 @@ class Case:
     def kv_bytes(self):
         return 2 * self.batch * self.kv_heads * self.kv_len * self.dim * ELEMENT_SIZE[self.dtype]
 
+    def rotated_copies(self, cache_bytes):
+        """Copies of keys and values to go through so that decoding on the CPU reads memory, not a cache: four times
+        its size, and one more."""
+        if self.device != "cpu" or self.group != "decode":
+            return 1
+        return -(-4 * cache_bytes // self.kv_bytes) + 1
+
     @property
     def io_bytes(self):
         queries = 2 * self.batch * self.heads * self.q_len * self.dim * ELEMENT_SIZE[self.dtype]

@@ -15,7 +15,6 @@ name: oneDNN's products around our softmax.
 """
 
 import argparse
-import math
 import os
 import signal
 import statistics
@@ -157,9 +156,7 @@ class Bench:
             facts.update(self.support.judge(description, self.device == "cuda", self.options.judge_pairs))
 
     def measure(self, case):
-        copies = 1
-        if self.device == "cpu" and case.group == "decode":  # keys come from memory, not from a cache
-            copies = math.ceil(4 * machine.last_level_cache_bytes() / case.kv_bytes) + 1
+        copies = case.rotated_copies(machine.last_level_cache_bytes())
         inputs = case_inputs.Inputs(case, copies)
         entry = {"case": case.name, "group": case.group, "pairs": case.pairs, "flops": case.flops,
                  "kv_bytes": case.kv_bytes, "io_bytes": case.io_bytes, "kv_copies": copies, "calls": {}}

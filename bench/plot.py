@@ -179,8 +179,8 @@ def main():
     for path in options.results:
         with open(path, encoding="utf-8") as file:
             report = json.load(file)
-        if report.get("format") != 2:
-            print(f"{path}: not a result of these scripts")
+        if report.get("format") != 2 or report.get("kind") == "scaling":
+            print(f"{path}: nothing to draw")
         elif report.get("kind") == "accuracy":
             plot_accuracy(report, target)
         else:

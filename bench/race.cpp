@@ -33,7 +33,7 @@ using tandem::DType;
 using tandem::bench::CaseSpec;
 using tandem::bench::MaskKind;
 
-constexpr double kRotatedBytes = 512 << 20;
+const double kRotatedBytes = std::getenv("ROT") ? std::atof(std::getenv("ROT")) : 512 << 20;
 constexpr double kSecondsPerRound = 0.05;
 constexpr double kSecondsPerCeiling = 0.02;
 
@@ -147,7 +147,7 @@ std::vector<CaseSpec> Cases() {
         cases.push_back({dtype, 1, 16, 16, 2048, 2048, dim, mask});
       }
     }
-    cases.push_back({dtype, 1, 32, 8, 1, 8192, 128, MaskKind::kNone});
+    cases.push_back({dtype, 1, 32, 8, 1, std::getenv("KL") ? std::atoi(std::getenv("KL")) : 8192, 128, MaskKind::kNone});
     cases.push_back({dtype, 1, 32, 8, 16, 8192, 128, MaskKind::kNone});
   }
   return cases;

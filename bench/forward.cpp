@@ -1,6 +1,6 @@
 // Forward attention on every device that is there, by Google Benchmark: the same cases with the
-// same inputs on each, named forward/<device>/<dtype>/b/h/hk/q/k/d/<mask>. A case is planned first;
-// what is timed neither validates nor allocates. Columns:
+// same inputs on each, named forward/<device>/<dtype>/b/h/hk/q/k/d/<mask> (Google Benchmark adds
+// /manual_time). A case is planned first; what is timed neither validates nor allocates. Columns:
 //   FLOP/s           4 * heads * dim * visible pairs; all pairs under a random dense mask
 //   KV_bytes/s       keys and values read once
 //   workspace_bytes  with the mask plan, where there is one

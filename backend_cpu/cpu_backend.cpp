@@ -3,6 +3,7 @@
 #include <cstring>
 #include <iterator>
 
+#include "backend_cpu/backward/backward.h"
 #include "backend_cpu/features.h"
 #include "backend_cpu/flash/flash.h"
 #include "backend_cpu/mask_scan.h"
@@ -59,6 +60,31 @@ constexpr KernelRecord TilesEmulated(const char* name) {
           TilesWorkspace, TilesRunEmulated};
 }
 
+template <core::DType kType>
+bool DeclineBackward(const core::Problem& problem, core::Text* reason) {
+  return BackwardDecline(kType, problem, reason);
+}
+
+template <core::DType kType>
+constexpr KernelRecord BackwardAvx512(const char* name) {
+  return {name,
+          kFeatureAvx512,
+          "AVX-512 F, BW, DQ, VL and CD",
+          DeclineBackward<kType>,
+          BackwardWorkspaceAvx512,
+          BackwardRunAvx512};
+}
+
+template <core::DType kType>
+constexpr KernelRecord BackwardAvx2(const char* name) {
+  return {name,
+          kFeatureAvx2,
+          "AVX2, FMA and F16C",
+          DeclineBackward<kType>,
+          BackwardWorkspaceAvx2,
+          BackwardRunAvx2};
+}
+
 // Best first. To add a kernel, add its line.
 constexpr KernelRecord kKernels[] = {
     TilesAmx<core::DType::kBF16>("flash_cpu.amx.bf16"),
@@ -73,6 +99,12 @@ constexpr KernelRecord kKernels[] = {
     TilesEmulated<core::DType::kF32>("flash_cpu.avx2_tiles.f32"),
     TilesEmulated<core::DType::kBF16>("flash_cpu.avx2_tiles.bf16"),
     TilesEmulated<core::DType::kF16>("flash_cpu.avx2_tiles.f16"),
+    BackwardAvx512<core::DType::kF32>("flash_cpu_backward.avx512.f32"),
+    BackwardAvx512<core::DType::kBF16>("flash_cpu_backward.avx512.bf16"),
+    BackwardAvx512<core::DType::kF16>("flash_cpu_backward.avx512.f16"),
+    BackwardAvx2<core::DType::kF32>("flash_cpu_backward.avx2.f32"),
+    BackwardAvx2<core::DType::kBF16>("flash_cpu_backward.avx2.bf16"),
+    BackwardAvx2<core::DType::kF16>("flash_cpu_backward.avx2.f16"),
 #if defined(TANDEM_HAS_ONEDNN)
     {"onednn.cpu", 0, "x86-64", OnednnDecline, OnednnWorkspace, OnednnRun},
 #endif

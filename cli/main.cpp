@@ -66,7 +66,7 @@ void AddCommands(CLI::App* app, Commands* c) {
   AddDeviceOptions(compare, &c->compare.device);
   AddMeasureOptions(compare, &c->compare.device);
   compare->add_flag("--backward", c->compare.backward,
-                    "the gradients too (no kernel serves them yet: exit 3)");
+                    "the gradients too, of a random gradient of the output");
   AddJson(compare, &c->compare.json);
   compare->callback([c] { c->chosen = [c] { return Compare(c->compare); }; });
 

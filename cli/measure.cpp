@@ -50,8 +50,9 @@ Measurement Repeat(const std::string& kernel, int repeat, const std::function<vo
 }  // namespace
 
 Measurement RunAndMeasure(const tandem_problem& problem, const tandem_outputs& outputs,
-                          const std::string& kernel, tandem_device_type device,
-                          const DeviceOptions& device_options, Progress* progress) {
+                          const tandem_gradients* gradients, const std::string& kernel,
+                          tandem_device_type device, const DeviceOptions& device_options,
+                          Progress* progress) {
   tandem_options options = TANDEM_OPTIONS_INIT;
   options.device_type = device;
   options.threads = device_options.threads;
@@ -59,18 +60,23 @@ Measurement RunAndMeasure(const tandem_problem& problem, const tandem_outputs& o
   if (device == TANDEM_DEVICE_CUDA) {
     return Repeat(
         kernel, device_options.repeat,
-        [&] { Check(tandem_attention(&problem, &outputs, &options)); }, progress);
+        [&] {
+          Check(gradients == nullptr
+                    ? tandem_attention(&problem, &outputs, &options)
+                    : tandem_attention_backward(&problem, &outputs, gradients, &options));
+        },
+        progress);
   }
   tandem_plan* raw = nullptr;
-  Check(tandem_plan_create(&problem, &outputs, nullptr, &options, &raw));
+  Check(tandem_plan_create(&problem, &outputs, gradients, &options, &raw));
   const std::unique_ptr<tandem_plan, decltype(&tandem_plan_destroy)> plan(raw,
                                                                           &tandem_plan_destroy);
   Buffer workspace(tandem_plan_workspace_size(raw));
   return Repeat(
       kernel, device_options.repeat,
       [&] {
-        Check(tandem_plan_run(raw, &problem, &outputs, nullptr, workspace.data(), workspace.size(),
-                              nullptr));
+        Check(tandem_plan_run(raw, &problem, &outputs, gradients, workspace.data(),
+                              workspace.size(), nullptr));
       },
       progress);
 }

@@ -15,11 +15,13 @@ struct Measurement {
 
 // Runs `kernel` on `device` once, uncounted unless it is slow, and then as often as options.repeat
 // says. On the CPU the time is that of tandem_plan_run with a workspace made before; on CUDA that
-// of tandem_attention, with the copies of host tensors there and back. Throws what the library
+// of the one call, with the copies of host tensors there and back. Throws what the library
 // answers (cli/errors.h).
+// gradients null: the forward pass.
 Measurement RunAndMeasure(const tandem_problem& problem, const tandem_outputs& outputs,
-                          const std::string& kernel, tandem_device_type device,
-                          const DeviceOptions& options, Progress* progress);
+                          const tandem_gradients* gradients, const std::string& kernel,
+                          tandem_device_type device, const DeviceOptions& options,
+                          Progress* progress);
 
 }  // namespace tandem::cli
 

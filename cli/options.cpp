@@ -95,7 +95,9 @@ void AddScoreOptions(CLI::App* command, ProblemOptions* o) {
 
 void AddDeviceOptions(CLI::App* command, DeviceOptions* o) {
   command->add_option("--device", o->device, "auto (default), cpu or cuda")->type_name("DEVICE");
-  command->add_option("--kernel", o->kernel, "the one kernel to use; `tandem info` lists them")
+  command
+      ->add_option("--kernel", o->kernel,
+                   "the one kernel to use, with gradients for them; `tandem info` lists all")
       ->type_name("NAME");
 }
 
@@ -110,7 +112,7 @@ void AddMeasureOptions(CLI::App* command, DeviceOptions* o) {
 }
 
 void AddBackwardOptions(CLI::App* command, BackwardOptions* o) {
-  const char* group = "Backward pass (no kernel serves it yet: exit 3)";
+  const char* group = "Backward pass, with --dout";
   const auto add = [&](const char* name, std::string* value, const char* help) {
     command->add_option(name, *value, help)->group(group)->type_name("FILE");
   };

@@ -102,9 +102,12 @@ Json ProblemJson(const Report& report) {
   return json;
 }
 
+const char* PassName(Pass pass) { return pass == Pass::kForward ? "forward" : "backward"; }
+
 Json ResultJson(const Result& result) {
   Json json;
   json["kernel"] = result.kernel;
+  json["pass"] = PassName(result.pass);
   json["device"] = DeviceName(result.device);
   json["time_ms"] = OrNull(result.time_ms);
   json["repeats"] = result.repeats;
@@ -140,10 +143,12 @@ std::string ProblemLine(const Report& report) {
 
 }  // namespace
 
-double Tflops(const tandem_problem& problem, const oracle::MaskCount& mask, double time_ms) {
+double Tflops(const tandem_problem& problem, const oracle::MaskCount& mask, Pass pass,
+              double time_ms) {
   const oracle::Dimensions d = oracle::DimensionsOf(problem);
+  const int64_t products = pass == Pass::kForward ? d.qk_dim + d.v_dim : 3 * d.qk_dim + 2 * d.v_dim;
   const double operations =
-      2.0 * static_cast<double>(d.qk_dim + d.v_dim) * static_cast<double>(mask.visible_pairs);
+      2.0 * static_cast<double>(products) * static_cast<double>(mask.visible_pairs);
   return time_ms > 0 ? operations / time_ms * 1e-9 : 0;
 }
 
@@ -180,8 +185,8 @@ void PrintColumns(const std::vector<std::vector<std::string>>& rows) {
 
 void PrintTable(const Report& report) {
   printf("%s\n", ProblemLine(report).c_str());
-  std::vector<std::vector<std::string>> rows = {
-      {"kernel", "device", "time", "TFLOP/s", "max error", "error/bound", "empty rows", ""}};
+  std::vector<std::vector<std::string>> rows = {{"kernel", "pass", "device", "time", "TFLOP/s",
+                                                 "max error", "error/bound", "empty rows", ""}};
   for (const Result& r : report.results) {
     if (!r.time_ms.has_value()) continue;
     std::string verdict;
@@ -191,7 +196,7 @@ void PrintTable(const Report& report) {
       empty = Print("%lld of %lld", static_cast<long long>(*r.empty_rows),
                     static_cast<long long>(report.mask->rows));
     }
-    rows.push_back({r.kernel, DeviceName(r.device), TimeText(*r.time_ms),
+    rows.push_back({r.kernel, PassName(r.pass), DeviceName(r.device), TimeText(*r.time_ms),
                     r.tflops.has_value() ? Print("%.3g", *r.tflops) : "-",
                     r.max_error.has_value() ? Print("%.2e", *r.max_error) : "-",
                     r.error_over_bound.has_value() ? Print("%.3f", *r.error_over_bound) : "-",

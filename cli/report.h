@@ -12,8 +12,11 @@
 
 namespace tandem::cli {
 
+enum class Pass { kForward, kBackward };
+
 struct Result {
   std::string kernel;
+  Pass pass = Pass::kForward;
   tandem_device_type device = TANDEM_DEVICE_CPU;
   std::optional<double> time_ms;  // the median
   int repeats = 0;
@@ -32,8 +35,9 @@ struct Report {
   std::vector<Result> results;
 };
 
-// 2 (Dqk + Dv) operations for each visible pair.
-double Tflops(const tandem_problem& problem, const oracle::MaskCount& mask, double time_ms);
+// For each visible pair 2 (Dqk + Dv) operations forward, 2 (3 Dqk + 2 Dv) backward.
+double Tflops(const tandem_problem& problem, const oracle::MaskCount& mask, Pass pass,
+              double time_ms);
 
 // One JSON object on stdout: {"problem": {...}, "results": [...]}.
 void PrintJson(const Report& report);

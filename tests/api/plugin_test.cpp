@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <map>
 
+#include "core/backend.h"
 #include "tests/api/call.h"
 #include "tests/support/kernels.h"
 
@@ -24,7 +25,9 @@ TEST(Plugin, AbsenceHasItsReason) {
       {"no_library", {"cannot be loaded", "libtandem_cuda.so"}},
       {"no_entry", {"tandem_backend_v1"}},
       {"kNullRecord", {"no backend record"}},
-      {"kOtherAbi", {"ABI version 2", "needs 1"}},
+      {"kOtherAbi",
+       {"ABI version " + std::to_string(core::kBackendAbiVersion + 1),
+        "needs " + std::to_string(core::kBackendAbiVersion)}},
       {"kOtherSize", {"structures"}},
       {"kOtherVersion", {"0.0.1-made-up", TANDEM_VERSION_STRING}},
       {"kNoDriver", {"no NVIDIA driver"}},

@@ -18,7 +18,7 @@ import npy_files
 TANDEM = None
 DAMAGE = None  # a library that changes results
 RESULT_FIELDS = [
-    "kernel", "device", "time_ms", "repeats", "tflops", "max_error", "error_over_bound",
+    "kernel", "pass", "device", "time_ms", "repeats", "tflops", "max_error", "error_over_bound",
     "empty_rows", "in_contract", "declined",
 ]  # fmt: skip
 
@@ -143,19 +143,41 @@ class Run(CommandTest):
             self.assertIn("cuda", self.last_stderr)
         self.assertFalse(self.path("o.npy").exists())
 
-    def test_the_backward_pass_is_refused_with_reasons(self):
+    def test_the_backward_pass_writes_what_is_asked_for(self):
+        qkv = self.qkv((1, 2, 3, 4), (1, 1, 5, 4))
+        dout = npy_files.write_normal(self.path("g.npy"), (1, 2, 3, 4), 9)
+        out, dq, dv = self.path("o.npy"), self.path("dq.npy"), self.path("dv.npy")
+        arguments = ["run", *qkv, "--causal", "bottom_right", "--out", out]
+        report = self.json(*arguments, "--dout", dout, "--dq", dq, "--dv", dv)
+        self.assertEqual([r["pass"] for r in report["results"]], ["forward", "backward"])
+        self.assertEqual(npy_files.read(dq)[1], (1, 2, 3, 4))
+        # Each row's weights sum to 1, so dV sums over the keys to the sum of dO.
+        _, shape, values = npy_files.read(dv)
+        self.assertEqual(shape, (1, 1, 5, 4))
+        gradient = npy_files.read(dout)[2]
+        for c in range(4):
+            self.assertAlmostEqual(sum(values[c::4]), sum(gradient[c::4]), places=4)
+        first = dq.read_bytes()
+        self.tandem(*arguments, "--dout", dout, "--dq", dq, "--kernel", "reference.cpu")
+        self.assertEqual(len(dq.read_bytes()), len(first))
+
+    def test_the_backward_pass_needs_its_inputs(self):
         dout = npy_files.write_normal(self.path("g.npy"), (1, 2, 5, 8), 9)
+        dq = self.path("dq.npy")
         arguments = ["run", *self.qkv(), "--out", self.path("o.npy")]
-        self.tandem(*arguments, "--dout", dout, "--dq", self.path("dq.npy"), code=3)
-        self.assertIn("backward", self.last_stderr)
-        self.tandem(*arguments, "--dq", self.path("dq.npy"), code=2)
-        self.tandem("compare", *self.qkv(), "--backward", code=3)
-        self.assertFalse(self.path("o.npy").exists() or self.path("dq.npy").exists())
+        self.tandem(*arguments, "--dq", dq, code=2)
+        self.assertIn("--dout", self.last_stderr)
+        self.tandem(*arguments, "--dout", dout, "--dbias", dq, code=2)
+        self.assertIn("--bias", self.last_stderr)
+        short = npy_files.write_normal(self.path("s.npy"), (1, 2, 4, 8), 9)
+        self.tandem(*arguments, "--dout", short, "--dq", dq, code=2)
+        self.assertIn("dout", self.last_stderr)
+        self.assertFalse(self.path("o.npy").exists() or dq.exists())
 
 
 class Compare(CommandTest):
     def check(self, *arguments):
-        report = self.json("compare", *arguments, "--repeat", 1)
+        report = self.json("compare", *arguments, "--backward", "--repeat", 1)
         ran = self.ran(report)
         self.assertTrue(ran)
         for result in report["results"]:

@@ -1,5 +1,5 @@
 // Loaded before the library by cli_test.py: tandem_plan_run as it is, and then one element of the
-// output changed, so that `tandem compare` has something to find.
+// output (of dq in the backward pass) changed, so that `tandem compare` has something to find.
 #include <dlfcn.h>
 
 #include "tandem/tandem.h"
@@ -12,6 +12,7 @@ extern "C" tandem_status tandem_plan_run(const tandem_plan* plan, const tandem_p
   static const PlanRun run = reinterpret_cast<PlanRun>(dlsym(RTLD_NEXT, "tandem_plan_run"));
   const tandem_status status =
       run(plan, problem, outputs, gradients, workspace, workspace_size, stream);
-  if (status == TANDEM_STATUS_OK) static_cast<float*>(outputs->out->data)[0] += 0.125f;
+  const tandem_tensor* result = gradients == nullptr ? outputs->out : gradients->dq;
+  if (status == TANDEM_STATUS_OK) static_cast<float*>(result->data)[0] += 0.125f;
   return status;
 }

@@ -1,0 +1,15 @@
+#include "backend_cpu/backward/backward.h"
+#include "backend_cpu/backward/flash_backward.h"
+
+namespace tandem::cpu {
+
+int64_t BackwardWorkspaceAvx512(const core::Problem& problem) {
+  return LayOutPlanes(problem, kLanes<Avx512>).bytes;
+}
+
+tandem_status BackwardRunAvx512(const core::Problem& problem, void* workspace,
+                                const core::Context& context) {
+  return RunBackward<Avx512>(problem, workspace, context);
+}
+
+}  // namespace tandem::cpu

@@ -43,10 +43,8 @@ BackwardCase::BackwardCase(CaseSpec given) : case_(WithLse(std::move(given))) {
     dsink_.emplace(Like(*case_.sink(), TANDEM_DTYPE_F32, {}, place));
     gradients_.dsink = dsink_->get();
   }
-  if (case_.problem().alibi_slopes != nullptr) {
-    dalibi_.emplace(TANDEM_DTYPE_F32,
-                    s.alibi_rank == 1 ? Shape{s.q_heads} : Shape{case_.batch(), s.q_heads},
-                    Strides{}, place);
+  if (case_.alibi()) {
+    dalibi_.emplace(Like(*case_.alibi(), TANDEM_DTYPE_F32, {}, place));
     gradients_.dalibi = dalibi_->get();
   }
 }

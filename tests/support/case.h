@@ -94,6 +94,7 @@ class Case {
   std::optional<Tensor>& lse() { return lse_; }
   std::optional<Tensor>& bias() { return bias_; }
   std::optional<Tensor>& sink() { return sink_; }
+  std::optional<Tensor>& alibi() { return alibi_; }
 
   int64_t batch() const { return spec_.batch; }
   const SequenceRows& sequence(int64_t b) const { return sequences_[b]; }

@@ -1,0 +1,188 @@
+// Gradients and what must not matter: whatever lies at invisible places of q, k, v, bias, O, dO,
+// LSE and dLSE changes no bit; a NaN that is seen shows where it is seen; memory beside the tensors
+// is not touched.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+
+#include "tests/kernels/backward.h"
+#include "tests/kernels/case_table.h"
+#include "tests/kernels/poison.h"
+
+namespace tandem::test {
+namespace {
+
+using Parameter = std::tuple<Kernel, CaseSpec>;
+std::string NameOf(const ::testing::TestParamInfo<Parameter>& info) {
+  return TestName(std::get<0>(info.param).name + "__" + std::get<1>(info.param).name);
+}
+
+class BackwardPoison : public ::testing::TestWithParam<Parameter> {
+ protected:
+  const Kernel& kernel() const { return std::get<0>(GetParam()); }
+  // The dtypes that the kernel serves.
+  std::vector<CaseSpec> Specs() const {
+    std::vector<CaseSpec> specs;
+    for (const tandem_dtype dtype : {TANDEM_DTYPE_F32, TANDEM_DTYPE_F16, TANDEM_DTYPE_BF16}) {
+      CaseSpec spec = std::get<1>(GetParam());
+      spec.dtype = dtype;
+      if (MustAcceptBackward(kernel(), spec)) specs.push_back(spec);
+    }
+    return specs;
+  }
+};
+
+// O, dO, LSE and dLSE of the rows that see nothing, not even a sink, and of rows of no sequence.
+void PoisonEmptyRows(BackwardCase& problem, const Invisible& invisible, int kind) {
+  Case& c = problem.forward();
+  Random random(static_cast<uint64_t>(kind) + 9);
+  std::vector<bool> used(static_cast<size_t>(c.out().Count()), false);
+  std::vector<bool> lse_used(static_cast<size_t>(c.lse()->Count()), false);
+  for (int64_t b = 0; b < c.batch(); ++b) {
+    for (int64_t h = 0; h < c.spec().q_heads; ++h) {
+      for (int64_t i = 0; i < c.sequence(b).q_rows; ++i) {
+        const bool sees =
+            invisible.query_is_needed[Invisible::FlatRow(c.q(), c.QueryIndex(b, h, i, 0))] ||
+            (c.sink() && c.RowExists(b, i));
+        if (!sees) continue;
+        used[Invisible::FlatRow(c.out(), c.QueryIndex(b, h, i, 0))] = true;
+        lse_used[Invisible::Flat(*c.lse(), c.LseIndex(b, h, i))] = true;
+      }
+    }
+  }
+  for (Tensor* tensor : {&c.out(), &problem.dout()}) {
+    tensor->ForEach([&](std::span<const int64_t> index) {
+      if (!used[Invisible::FlatRow(*tensor, index)]) tensor->Set(index, Poison(kind, random));
+    });
+  }
+  for (Tensor* tensor : {&*c.lse(), &problem.dlse()}) {
+    tensor->ForEach([&](std::span<const int64_t> index) {
+      if (!lse_used[Invisible::Flat(*tensor, index)]) tensor->Set(index, Poison(kind, random));
+    });
+  }
+}
+
+TEST_P(BackwardPoison, InvisiblePlacesChangeNoBit) {
+  for (const CaseSpec& spec : Specs()) {
+    BackwardCase c(spec);
+    ASSERT_EQ(c.RunForward(), TANDEM_STATUS_OK) << tandem_last_error();
+    ASSERT_TRUE(RunBackwardOrDecline(kernel(), c));
+    const std::vector<uint8_t> clean = c.GradientBytes();
+    const Invisible invisible(c.forward());
+    for (int kind = 0; kind < kPoisonKinds; ++kind) {
+      PoisonInvisible(c.forward(), invisible, kind);
+      PoisonEmptyRows(c, invisible, kind);
+      ASSERT_TRUE(RunBackwardOrDecline(kernel(), c));
+      EXPECT_EQ(c.GradientBytes(), clean) << "kind of poison " << kind << ", dtype " << spec.dtype;
+    }
+  }
+}
+
+std::vector<float> Values(const Tensor& tensor) {
+  std::vector<float> values;
+  tensor.ForEach([&](std::span<const int64_t> index) {
+    values.push_back(static_cast<float>(tensor.Get(index)));
+  });
+  return values;
+}
+
+// One NaN in q, k, v or dO: the oracle says where it must show, and everywhere else no bit changes.
+TEST_P(BackwardPoison, VisibleNanShowsWhereItIsSeen) {
+  for (CaseSpec spec : Specs()) {
+    spec.dropout_rate = 0.0f;  // a dropped pair need not show what it would have added
+    Random random(spec.seed + 3);
+    for (int part = 0; part < 4; ++part) {
+      BackwardCase c(spec);
+      ASSERT_EQ(c.RunForward(), TANDEM_STATUS_OK) << tandem_last_error();
+      ASSERT_TRUE(RunBackwardOrDecline(kernel(), c));
+      std::vector<float> clean[3] = {Values(c.dq()), Values(c.dk()), Values(c.dv())};
+      Tensor* inputs[] = {&c.forward().q(), &c.forward().k(), &c.forward().v(), &c.dout()};
+      Tensor& tensor = *inputs[part];
+      std::vector<int64_t> place;
+      for (const int64_t extent : tensor.shape()) place.push_back(random.Below(extent));
+      tensor.Set(place, NAN);
+      ASSERT_EQ(c.RunForward(), TANDEM_STATUS_OK) << tandem_last_error();
+      ASSERT_TRUE(RunBackwardOrDecline(kernel(), c));
+      ExpectGradients(kernel(), c);
+      const std::vector<float> now[3] = {Values(c.dq()), Values(c.dk()), Values(c.dv())};
+      for (int g = 0; g < 3; ++g) {
+        for (size_t n = 0; n < clean[g].size(); ++n) {
+          if (!std::isfinite(now[g][n])) continue;
+          ASSERT_EQ(std::memcmp(&now[g][n], &clean[g][n], sizeof(float)), 0)
+              << "NaN in input " << part << ", gradient " << g << ", element " << n;
+        }
+      }
+      if (HasFailure()) return;
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Terms, BackwardPoison,
+                         ::testing::Combine(::testing::ValuesIn(BackwardKernels()),
+                                            ::testing::ValuesIn(PoisonSpecs())),
+                         NameOf);
+
+std::vector<CaseSpec> GuardSpecs() {
+  std::vector<CaseSpec> specs;
+  const auto add = [&](const char* name, tandem_layout layout, int64_t q_rows, int64_t kv_rows,
+                       int64_t qk_dim, int64_t v_dim, std::vector<TermSpec> terms) {
+    CaseSpec spec;
+    spec.name = name;
+    spec.layout = layout;
+    spec.q_heads = 2;
+    spec.q_rows = q_rows;
+    spec.kv_rows = kv_rows;
+    spec.qk_dim = qk_dim;
+    spec.v_dim = v_dim;
+    spec.terms = std::move(terms);
+    spec.seed = specs.size() + 60;
+    specs.push_back(spec);
+  };
+  const tandem_layout bhsd = TANDEM_LAYOUT_BHSD, bshd = TANDEM_LAYOUT_BSHD;
+  add("one", bhsd, 1, 1, 1, 1, {});
+  add("ragged", bhsd, 65, 67, 37, 5, {});
+  add("ragged_bshd", bshd, 65, 67, 64, 33, {Causal(TANDEM_ALIGN_BOTTOM_RIGHT)});
+  add("wide", bhsd, 7, 129, 257, 300, {});
+  add("lengths", bhsd, 66, 131, 8, 8, {Lengths(true, true), Dense(4)});
+  add("bias", bhsd, 66, 131, 40, 40, {});
+  specs.back().bias.dtype = TANDEM_DTYPE_F16;
+  specs.back().sink = true;
+  specs.back().alibi_rank = 1;
+  add("bias_keys", bhsd, 66, 131, 40, 40, {});
+  specs.back().bias.dtype = TANDEM_DTYPE_F32;
+  specs.back().bias.per_row = specs.back().bias.per_head = false;
+  add("columns", bhsd, 66, 70, 40, 40, {});
+  specs.back().k_strides.order = specs.back().v_strides.order = {0, 1, 3, 2};
+  specs.back().q_strides.order = specs.back().out_strides.order = {3, 0, 1, 2};
+  CaseSpec packed = specs[1];
+  packed.name = "packed";
+  packed.layout = TANDEM_LAYOUT_THD;
+  packed.q_lens = {33, 0, 65};
+  packed.kv_lens = {67, 5, 0};
+  packed.terms = {Causal(TANDEM_ALIGN_BOTTOM_RIGHT)};
+  specs.push_back(packed);
+  return specs;
+}
+
+class BackwardGuard : public ::testing::TestWithParam<Parameter> {};
+
+TEST_P(BackwardGuard, NothingBesideTheTensorsIsTouched) {
+  const auto& [kernel, given] = GetParam();
+  for (const Placement placement : {Placement::kGuardBefore, Placement::kGuardAfter}) {
+    for (const tandem_dtype dtype : {TANDEM_DTYPE_F32, TANDEM_DTYPE_F16, TANDEM_DTYPE_BF16}) {
+      CaseSpec spec = given;
+      spec.dtype = dtype;
+      spec.placement = placement;
+      if (MustAcceptBackward(kernel, spec)) CheckBackward(kernel, spec);
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Placements, BackwardGuard,
+                         ::testing::Combine(::testing::ValuesIn(BackwardKernels()),
+                                            ::testing::ValuesIn(GuardSpecs())),
+                         NameOf);
+
+}  // namespace
+}  // namespace tandem::test

@@ -19,9 +19,20 @@ namespace {
 
 using core::KernelRecord;
 
-template <core::DType kType>
+// kProducts: how the kernel multiplies f32.
+template <core::DType kType, F32Products kProducts>
 bool DeclineFlash(const core::Problem& problem, core::Text* reason) {
-  return FlashDecline(kType, problem, reason);
+  if (FlashDecline(kType, problem, reason)) return true;
+  const F32Products wanted = WantedF32Products();
+  if (kType != core::DType::kF32 || wanted == F32Products::kAny || wanted == kProducts) {
+    return false;
+  }
+  if (kProducts == F32Products::kFma) {
+    core::Format(reason, "it multiplies in f32, and TANDEM_CPU_F32 is split");
+  } else {
+    core::Format(reason, "it multiplies f32 as bf16 parts, and TANDEM_CPU_F32 is fma");
+  }
+  return true;
 }
 
 template <core::DType kType>
@@ -29,14 +40,18 @@ constexpr KernelRecord FlashAvx512(const char* name) {
   return {name,
           kFeatureAvx512,
           "AVX-512 F, BW, DQ, VL and CD",
-          DeclineFlash<kType>,
+          DeclineFlash<kType, F32Products::kFma>,
           FlashWorkspaceAvx512,
           FlashRunAvx512};
 }
 
 template <core::DType kType>
 constexpr KernelRecord FlashAvx2(const char* name) {
-  return {name,        kFeatureAvx2, "AVX2, FMA and F16C", DeclineFlash<kType>, FlashWorkspaceAvx2,
+  return {name,
+          kFeatureAvx2,
+          "AVX2, FMA and F16C",
+          DeclineFlash<kType, F32Products::kFma>,
+          FlashWorkspaceAvx2,
           FlashRunAvx2};
 }
 
@@ -47,7 +62,7 @@ constexpr KernelRecord TilesAmx(const char* name) {
       kFeatureAvx512 | kFeatureAvx512Bf16 | kFeatureAmxBf16,
       "AVX-512 F, BW, DQ, VL, CD and BF16, AMX with BF16, and the operating system's permission "
       "to use its tiles",
-      DeclineFlash<kType>,
+      DeclineFlash<kType, F32Products::kSplit>,
       TilesWorkspace,
       TilesRunAmx};
 }
@@ -56,8 +71,12 @@ constexpr KernelRecord TilesAmx(const char* name) {
 // problems, so that it runs only when asked for.
 template <core::DType kType>
 constexpr KernelRecord TilesEmulated(const char* name) {
-  return {name,           kFeatureAvx2,    "AVX2, FMA and F16C", DeclineFlash<kType>,
-          TilesWorkspace, TilesRunEmulated};
+  return {name,
+          kFeatureAvx2,
+          "AVX2, FMA and F16C",
+          DeclineFlash<kType, F32Products::kSplit>,
+          TilesWorkspace,
+          TilesRunEmulated};
 }
 
 template <core::DType kType>

@@ -79,12 +79,17 @@ void ReadBrand(char (&brand)[49]) {
   if (brand[0] == '\0') std::strcpy(brand, "x86-64");
 }
 
+constexpr size_t kSettingSize = 32;  // of an environment variable's value, as far as it is shown
+
 struct Cpu {
   uint64_t features;
   IsaCap cap;
   bool cap_is_set;
   bool cap_is_known;
-  char cap_value[32];
+  char cap_value[kSettingSize];
+  F32Products f32_products;
+  bool f32_is_known;
+  char f32_value[kSettingSize];
   char brand[49];
 };
 
@@ -94,7 +99,10 @@ const Cpu& ThisCpu() {
     const char* value = std::getenv("TANDEM_CPU_ISA");
     result.cap = ParseIsaCap(value, &result.cap_is_known);
     result.cap_is_set = value != nullptr && *value != '\0';
-    if (value != nullptr) std::strncpy(result.cap_value, value, sizeof(result.cap_value) - 1);
+    if (value != nullptr) std::strncpy(result.cap_value, value, kSettingSize - 1);
+    value = std::getenv("TANDEM_CPU_F32");
+    result.f32_products = ParseF32Products(value, &result.f32_is_known);
+    if (value != nullptr) std::strncpy(result.f32_value, value, kSettingSize - 1);
     result.features = DetectFeatures(ReadRegisters(result.cap), result.cap);
     ReadBrand(result.brand);
     return result;
@@ -135,6 +143,18 @@ IsaCap ParseIsaCap(const char* value, bool* known) {
   return IsaCap::kBaseline;
 }
 
+F32Products ParseF32Products(const char* value, bool* known) {
+  *known = true;
+  if (value == nullptr || *value == '\0') return F32Products::kAny;
+  const std::string_view name(value);
+  if (name == "fma") return F32Products::kFma;
+  if (name == "split") return F32Products::kSplit;
+  *known = false;
+  return F32Products::kAny;
+}
+
+F32Products WantedF32Products() { return ThisCpu().f32_products; }
+
 uint64_t CpuFeatures() { return ThisCpu().features; }
 
 void DescribeCpu(core::Text* description) {
@@ -149,12 +169,20 @@ void DescribeCpu(core::Text* description) {
   } else if (cpu.cap_is_set) {
     core::Format(&cap, "; TANDEM_CPU_ISA caps it at %s", cpu.cap_value);
   }
+  core::Text f32 = {};
+  if (!cpu.f32_is_known) {
+    core::Format(&f32, "; TANDEM_CPU_F32 is \"%s\", not fma or split, and is ignored",
+                 cpu.f32_value);
+  } else if (cpu.f32_products != F32Products::kAny) {
+    core::Format(&f32, "; TANDEM_CPU_F32 is %s", cpu.f32_value);
+  }
   const int threads = omp_get_max_threads();
-  core::Format(description, "%s:%s%s%s%s%s; %d thread%s%.200s", cpu.brand,
+  core::Format(description, "%s:%s%s%s%s%s; %d thread%s%.200s%.100s", cpu.brand,
                has(kFeatureAvx2) ? " avx2 fma f16c" : " baseline x86-64",
                has(kFeatureAvx512) ? " avx512" : "", has(kFeatureAvx512Bf16) ? " avx512_bf16" : "",
                has(kFeatureAvx512Fp16) ? " avx512_fp16" : "",
-               has(kFeatureAmxBf16) ? " amx_bf16" : "", threads, threads == 1 ? "" : "s", cap.data);
+               has(kFeatureAmxBf16) ? " amx_bf16" : "", threads, threads == 1 ? "" : "s", cap.data,
+               f32.data);
 }
 
 }  // namespace tandem::cpu

@@ -36,11 +36,23 @@ uint64_t DetectFeatures(const CpuidRegisters& registers, IsaCap cap);
 // it.
 IsaCap ParseIsaCap(const char* value, bool* known);
 
+// TANDEM_CPU_F32: how f32 tensors are multiplied. fma: in f32; split: as products of bf16 parts, on
+// tiles. Unset: what is fastest here; both keep f32's accuracy.
+enum class F32Products : int32_t { kAny = 0, kFma = 1, kSplit = 2 };
+
+// What TANDEM_CPU_F32's value names; null or empty: kAny. Any other value gives kAny and *known =
+// false.
+F32Products ParseF32Products(const char* value, bool* known);
+
+// The same for this process, read once.
+F32Products WantedF32Products();
+
 // This machine's features under TANDEM_CPU_ISA, read once per process. Where the processor has
 // tiles and the cap allows them, this asks the operating system for them, once and for good.
 uint64_t CpuFeatures();
 
-// One line: "AMD EPYC: avx2 fma f16c; 2 threads", and what TANDEM_CPU_ISA does where it is set.
+// One line: "AMD EPYC: avx2 fma f16c; 2 threads", and what TANDEM_CPU_ISA and TANDEM_CPU_F32 do
+// where they are set.
 void DescribeCpu(core::Text* description);
 
 }  // namespace tandem::cpu

@@ -8,9 +8,20 @@
 namespace tandem::cpu {
 namespace {
 
+// 2^f for f in [-1/2, 1/2], exactly 1 for 0: minimax of degree 5, relative error 1.1e-7.
+template <class Arch>
+TANDEM_ISA_INLINE Vector<Arch> ExpPolynomial(Vector<Arch> f) {
+  using V = Vector<Arch>;
+  V y(1.326472731307149e-3f);
+  y = Fma(y, f, V(9.671512991189957e-3f));
+  y = Fma(y, f, V(5.550733581185341e-2f));
+  y = Fma(y, f, V(2.4022242426872253e-1f));
+  y = Fma(y, f, V(6.931470036506653e-1f));
+  return Fma(y, f, V(1.0f));
+}
+
 // e^x for x <= 0: relative error below 2e-7; exactly 0 below -88 (where the true value is
-// subnormal) and for -inf, exactly 1 for 0. 2^n * 2^f with n the nearest integer to x * log2(e) and
-// f in [-1/2, 1/2] by a minimax polynomial of degree 5 (relative error 1.1e-7).
+// subnormal) and for -inf, exactly 1 for 0. 2^n * 2^f with n the nearest integer to x * log2(e).
 template <class Arch>
 TANDEM_ISA_INLINE Vector<Arch> ExpNonPositive(Vector<Arch> x) {
   using V = Vector<Arch>;
@@ -20,14 +31,22 @@ TANDEM_ISA_INLINE Vector<Arch> ExpNonPositive(Vector<Arch> x) {
   const V to_integer(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
   const V biased = Fma(x, log2e, to_integer);
   const V f = Fma(x, log2e, to_integer - biased);
-  V y(1.326472731307149e-3f);
-  y = Fma(y, f, V(9.671512991189957e-3f));
-  y = Fma(y, f, V(5.550733581185341e-2f));
-  y = Fma(y, f, V(2.4022242426872253e-1f));
-  y = Fma(y, f, V(6.931470036506653e-1f));
-  y = Fma(y, f, V(1.0f));
-  return y * PowerOfTwo(biased);
+  return ExpPolynomial<Arch>(f) * PowerOfTwo(biased);
 }
+
+#if defined(__AVX512F__)
+// The same polynomial between the instructions that round and that multiply by a power of 2.
+template <>
+TANDEM_ISA_INLINE Vector<Avx512> ExpNonPositive<Avx512>(Vector<Avx512> x) {
+  using V = Vector<Avx512>;
+  // Also true for NaN.
+  const __mmask16 not_tiny = _mm512_cmp_ps_mask(x, V(-87.3f), _CMP_NLT_UQ);
+  const V log2e(core::kLog2e);
+  const V n = _mm512_roundscale_ps(x * log2e, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  const V f = _mm512_fmsub_ps(x, log2e, n);
+  return _mm512_maskz_scalef_ps(not_tiny, ExpPolynomial<Avx512>(f), n);
+}
+#endif  // __AVX512F__
 
 // 2^f for f in [0, 1), by minimax polynomials: relative error 7.5e-5 by degree 3, for results that
 // are rounded to bf16, and 1.5e-7 by degree 5.

@@ -58,7 +58,7 @@ TANDEM_ISA_INLINE TileRowsView ViewRows(const core::Array4& array, const core::S
   const int64_t size = core::ElementSize(array.dtype);
   if (*in_place) {
     return {static_cast<const char*>(array.data) + core::KeyOffset(array, s, head, first) * size,
-            array.row_stride * size};
+            array.row_stride * size, core::kTile * array.row_stride * size};
   }
   for (int64_t j = 0; j < count; ++j) {
     float* row = elements + j * padded;
@@ -66,7 +66,7 @@ TANDEM_ISA_INLINE TileRowsView ViewRows(const core::Array4& array, const core::S
                   array.column_stride, dim, row);
     for (int64_t d = dim; d < padded; ++d) row[d] = 0.0f;
   }
-  return {reinterpret_cast<const char*>(elements), padded * 4};
+  return {reinterpret_cast<const char*>(elements), padded * 4, 0};
 }
 
 // Calls body with the type of what a view holds as a constant.
@@ -138,7 +138,7 @@ TANDEM_ISA_INLINE void ScoreSplit(int64_t first_tile, Split* split) {
     WithType(
         p.dtype, in_place, [&](auto type) __attribute__((always_inline)) {
           ScoreTile<Arch, type.value>(split->scratch.q, depth, split->rows.count, k, count,
-                                      core::RoundUp<int64_t>(p.qk_dim, kLanes<Arch>), in_place,
+                                      core::RoundUp<int64_t>(p.qk_dim, kLanes<Arch>),
                                       split->scratch.scores + t * core::kTile, kSplitScoreStride);
         });
   }
@@ -163,12 +163,6 @@ TANDEM_ISA_INLINE void AddSplitValues(Split* split, float* o, int64_t o_stride) 
                                           PartialColumns(p), split->scratch.elements, &in_place);
     WithType(
         p.dtype, in_place, [&](auto type) __attribute__((always_inline)) {
-          if (in_place) {
-            for (int64_t j = 0; j < count; ++j) {
-              PrefetchRow(v.data + (core::kTile + j) * v.stride,
-                          p.v_dim * kElementSize<type.value>);
-            }
-          }
           const int64_t together = rows_agree ? rows : 1;
           for (int64_t r = 0; r < rows; r += together) {
             AddTileValues<Arch, type.value>(probabilities + r * kSplitScoreStride,

@@ -9,10 +9,13 @@
 namespace tandem::cpu {
 namespace {
 
-// A tile of keys or values: rows of whole vectors, `stride` bytes apart.
+// A tile of keys or values: rows of whole vectors, `stride` bytes apart. What is `ahead` bytes
+// after what is read is asked for, evenly as the work goes on; 0: nothing is, as the tile is in a
+// cache.
 struct TileRowsView {
   const char* data;
   int64_t stride;
+  int64_t ahead;
 };
 
 template <class Arch, core::DType kType>
@@ -70,21 +73,19 @@ TANDEM_ISA_INLINE void ScoreBlock(const float* q, int64_t q_stride, const char* 
   }
 }
 
-// Lines of the tile after this one are asked for as this one is worked on.
-TANDEM_ISA_INLINE void PrefetchRow(const char* row, int64_t bytes) {
-  for (int64_t n = 0; n < bytes; n += 64) _mm_prefetch(row + n, _MM_HINT_T0);
-}
-
 template <class Arch, core::DType kType, int kRows>
-TANDEM_ISA_INLINE void ScoreRows(const float* q, int64_t q_stride, const TileRowsView& k,
-                                 int64_t keys, int64_t depth, bool prefetch, float* scores,
-                                 int64_t score_stride) {
+__attribute__((noinline)) void ScoreRows(const float* q, int64_t q_stride, const TileRowsView& k,
+                                         int64_t keys, int64_t depth, float* scores,
+                                         int64_t score_stride) {
   int64_t j = 0;
   for (; j + 4 <= keys; j += 4) {
     const char* row = k.data + j * k.stride;
-    if (prefetch) {
+    if (k.ahead != 0) {
       for (int64_t n = 0; n < 4; ++n) {
-        PrefetchRow(row + (core::kTile + n) * k.stride, depth * kElementSize<kType>);
+        const char* next = row + n * k.stride + k.ahead;
+        for (int64_t d = 0; d < depth * kElementSize<kType>; d += 64) {
+          _mm_prefetch(next + d, _MM_HINT_T0);
+        }
       }
     }
     ScoreBlock<Arch, kType, kRows, 4>(q, q_stride, row, k.stride, depth, scores + j, score_stride);
@@ -98,21 +99,19 @@ TANDEM_ISA_INLINE void ScoreRows(const float* q, int64_t q_stride, const TileRow
 // Scores of `rows` rows with the first `keys` keys of a tile. depth: whole vectors.
 template <class Arch, core::DType kType>
 TANDEM_ISA_INLINE void ScoreTile(const float* q, int64_t q_stride, int64_t rows,
-                                 const TileRowsView& k, int64_t keys, int64_t depth, bool prefetch,
-                                 float* scores, int64_t score_stride) {
+                                 const TileRowsView& k, int64_t keys, int64_t depth, float* scores,
+                                 int64_t score_stride) {
   for (int64_t r = 0; r < rows;) {
     const float* block = q + r * q_stride;
     float* to = scores + r * score_stride;
-    const bool first = prefetch && r == 0;
     if (rows - r >= kScoreRows<Arch>) {
-      ScoreRows<Arch, kType, kScoreRows<Arch>>(block, q_stride, k, keys, depth, first, to,
-                                               score_stride);
+      ScoreRows<Arch, kType, kScoreRows<Arch>>(block, q_stride, k, keys, depth, to, score_stride);
       r += kScoreRows<Arch>;
     } else if (rows - r >= 2) {
-      ScoreRows<Arch, kType, 2>(block, q_stride, k, keys, depth, first, to, score_stride);
+      ScoreRows<Arch, kType, 2>(block, q_stride, k, keys, depth, to, score_stride);
       r += 2;
     } else {
-      ScoreRows<Arch, kType, 1>(block, q_stride, k, keys, depth, first, to, score_stride);
+      ScoreRows<Arch, kType, 1>(block, q_stride, k, keys, depth, to, score_stride);
       r += 1;
     }
   }
@@ -135,6 +134,11 @@ TANDEM_ISA_INLINE void ValueBlock(const float* p, int64_t p_stride, const TileRo
   const char* data = v.data + column * kElementSize<kType>;
   for (; word != 0; word &= word - 1) {
     const int64_t j = __builtin_ctzll(word);
+    if (v.ahead != 0) {
+      for (int64_t n = 0; n < kVectors * kLanes<Arch> * kElementSize<kType>; n += 64) {
+        _mm_prefetch(data + j * v.stride + v.ahead + n, _MM_HINT_T0);
+      }
+    }
     V value[kVectors];
 #pragma GCC unroll 4
     for (int n = 0; n < kVectors; ++n) {
@@ -158,8 +162,9 @@ TANDEM_ISA_INLINE void ValueBlock(const float* p, int64_t p_stride, const TileRo
 }
 
 template <class Arch, core::DType kType, int kRows>
-TANDEM_ISA_INLINE void ValueRows(const float* p, int64_t p_stride, const TileRowsView& v,
-                                 uint64_t word, int64_t columns, float* o, int64_t o_stride) {
+__attribute__((noinline)) void ValueRows(const float* p, int64_t p_stride, const TileRowsView& v,
+                                         uint64_t word, int64_t columns, float* o,
+                                         int64_t o_stride) {
   constexpr int64_t kWidth = kValueVectors<Arch> * kLanes<Arch>;
   int64_t c = 0;
   for (; c + kWidth <= columns; c += kWidth) {

@@ -98,6 +98,30 @@ struct AmxLeaf {
     _mm512_storeu_si512(to, reinterpret_cast<const __m512i&>(halves));
   }
 
+  // Whether all of `count` elements, a multiple of 16, are in range.
+  TANDEM_ISA_INLINE static bool AllInRange(const PartRange& range, const float* x, int64_t count) {
+    const __m512i sign = _mm512_set1_epi32(0x7fffffff);
+    const __m512i lowest = _mm512_set1_epi32(static_cast<int>(range.lowest));
+    const __m512i size = _mm512_set1_epi32(static_cast<int>(range.end - range.lowest));
+    unsigned outside = 0;
+    for (int64_t n = 0; n < count; n += 16) {
+      const __m512i bits = _mm512_and_si512(_mm512_loadu_si512(x + n), sign);
+      outside |= _mm512_mask_cmpge_epu32_mask(_mm512_test_epi32_mask(bits, bits),
+                                              _mm512_sub_epi32(bits, lowest), size);
+    }
+    return outside == 0;
+  }
+
+  // to[2 n] = even[n] and to[2 n + 1] = odd[n] for 16 halves.
+  TANDEM_ISA_INLINE static void Interleave16(const uint16_t* even, const uint16_t* odd,
+                                             uint16_t* to) {
+    const __m512i low =
+        _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(even)));
+    const __m512i high =
+        _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(odd)));
+    _mm512_storeu_si512(to, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+  }
+
  private:
   template <int kDegree>
   TANDEM_ISA_INLINE static V Polynomial(V x) {

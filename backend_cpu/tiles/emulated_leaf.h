@@ -81,6 +81,34 @@ struct EmulatedLeaf {
     }
   }
 
+  TANDEM_ISA_INLINE static bool AllInRange(const PartRange& range, const float* x, int64_t count) {
+    const __m256i sign = _mm256_set1_epi32(0x7fffffff);
+    const __m256i last = _mm256_set1_epi32(static_cast<int>(range.end - 1));
+    const __m256i lowest = _mm256_set1_epi32(static_cast<int>(range.lowest));
+    const __m256i zero = _mm256_setzero_si256();
+    __m256i outside = zero;
+    for (int64_t n = 0; n < count; n += 8) {
+      const __m256i bits =
+          _mm256_and_si256(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(x + n)), sign);
+      const __m256i small =
+          _mm256_and_si256(_mm256_cmpgt_epi32(lowest, bits), _mm256_cmpgt_epi32(bits, zero));
+      outside = _mm256_or_si256(outside, _mm256_or_si256(small, _mm256_cmpgt_epi32(bits, last)));
+    }
+    return _mm256_testz_si256(outside, outside) != 0;
+  }
+
+  TANDEM_ISA_INLINE static void Interleave16(const uint16_t* even, const uint16_t* odd,
+                                             uint16_t* to) {
+    for (int n = 0; n < 16; n += 8) {
+      const __m256i low =
+          _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(even + n)));
+      const __m256i high =
+          _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(odd + n)));
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + 2 * n),
+                          _mm256_or_si256(low, _mm256_slli_epi32(high, 16)));
+    }
+  }
+
  private:
   static V First(V words) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(words), 16));

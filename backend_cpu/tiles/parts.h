@@ -56,23 +56,6 @@ TANDEM_HD bool IsInRange(const PartRange& range, float x) {
   return magnitude < range.end && (magnitude == 0 || magnitude >= range.lowest);
 }
 
-// Whether all of `count` elements, a multiple of 8, are.
-TANDEM_ISA_INLINE bool AllInRange(const PartRange& range, const float* x, int64_t count) {
-  const __m256i sign = _mm256_set1_epi32(0x7fffffff);
-  const __m256i last = _mm256_set1_epi32(static_cast<int>(range.end - 1));
-  const __m256i lowest = _mm256_set1_epi32(static_cast<int>(range.lowest));
-  const __m256i zero = _mm256_setzero_si256();
-  __m256i outside = zero;
-  for (int64_t n = 0; n < count; n += 8) {
-    const __m256i bits =
-        _mm256_and_si256(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(x + n)), sign);
-    const __m256i small =
-        _mm256_and_si256(_mm256_cmpgt_epi32(lowest, bits), _mm256_cmpgt_epi32(bits, zero));
-    outside = _mm256_or_si256(outside, _mm256_or_si256(small, _mm256_cmpgt_epi32(bits, last)));
-  }
-  return _mm256_testz_si256(outside, outside) != 0;
-}
-
 // 32 numbers, in whole vectors.
 template <class Leaf>
 using Vectors32 = Vector<typename Leaf::Arch>[32 / kLanes<typename Leaf::Arch>];

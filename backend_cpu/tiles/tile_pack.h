@@ -35,7 +35,7 @@ TANDEM_ISA_INLINE uint64_t PackKeys(const core::Problem& p, const core::Sequence
   for (int64_t j = 0; j < core::kTile; ++j) {
     if (j < count) {
       LoadPaddedRow<Leaf>(p.k, core::KeyOffset(p.k, s, head, first + j), p.qk_dim, row);
-      outside |= uint64_t{!AllInRange(range, row, halves)} << j;
+      outside |= uint64_t{!Leaf::AllInRange(range, row, halves)} << j;
     } else if (j == count) {
       for (int64_t d = 0; d < halves; ++d) row[d] = 0.0f;
     }
@@ -60,8 +60,9 @@ TANDEM_ISA_INLINE uint64_t PackKeys(const core::Problem& p, const core::Sequence
 }
 
 // Elements out of range become 0. Returns whether all are in.
+template <class Leaf>
 TANDEM_ISA_INLINE bool LeaveOut(const PartRange& range, int64_t count, float* row) {
-  if (AllInRange(range, row, count)) return true;
+  if (Leaf::AllInRange(range, row, count)) return true;
   for (int64_t c = 0; c < count; ++c) {
     if (!IsInRange(range, row[c])) row[c] = 0.0f;
   }
@@ -80,7 +81,7 @@ TANDEM_ISA_INLINE uint64_t PackValues(const core::Problem& p, const core::Sequen
     for (int64_t t = 0; t < 2; ++t) {
       if (j + t < count) {
         LoadPaddedRow<Leaf>(p.v, core::KeyOffset(p.v, s, head, first + j + t), p.v_dim, row);
-        outside |= uint64_t{!LeaveOut(range, halves, row)} << (j + t);
+        outside |= uint64_t{!LeaveOut<Leaf>(range, halves, row)} << (j + t);
       } else {
         for (int64_t c = 0; c < halves; ++c) row[c] = 0.0f;
       }
@@ -91,15 +92,10 @@ TANDEM_ISA_INLINE uint64_t PackValues(const core::Problem& p, const core::Sequen
     for (int part = 0; part < kParts; ++part) {
       const uint16_t* from = rows + part * 2 * halves;
       uint16_t* to = tile + part * shape.v_part;
-      for (int64_t c = 0; c < halves; c += 8) {
+      for (int64_t c = 0; c < halves; c += 16) {
         const int64_t register_index = (c / 32 * 2 + j / 32) * 2 + c / 16 % 2;
-        const __m256i even =
-            _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from + c)));
-        const __m256i odd = _mm256_cvtepu16_epi32(
-            _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + halves + c)));
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + register_index * kRegisterHalves +
-                                                       j % 32 * 16 + c % 16 * 2),
-                            _mm256_or_si256(even, _mm256_slli_epi32(odd, 16)));
+        Leaf::Interleave16(from + c, from + halves + c,
+                           to + register_index * kRegisterHalves + j % 32 * 16);
       }
     }
   }
@@ -132,7 +128,7 @@ TANDEM_ISA_INLINE bool PackQueryRow(const core::Problem& p, const TileShape& sha
                                q + (step * 2 + r / 16) * kRegisterHalves + r % 16 * 32,
                                shape.depth_steps * 2 * kRegisterHalves);
   }
-  return AllInRange(OperandRange(p.dtype), row, 32 * shape.depth_steps);
+  return Leaf::AllInRange(OperandRange(p.dtype), row, 32 * shape.depth_steps);
 }
 
 }  // namespace

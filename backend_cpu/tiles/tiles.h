@@ -1,7 +1,7 @@
 // flash_cpu on matrix tiles: attention forward by products of 16 x 16 tiles with bf16 operands and
 // f32 sums, as AMX computes them. bf16 tensors are multiplied as they are; f16 and f32 elements are
 // split into two or three bf16 parts, and the products of the larger parts are summed
-// (docs/decisions/0007-attention-on-matrix-tiles.md).
+// (docs/decisions/0008-attention-on-matrix-tiles.md).
 //
 // The algorithm is written once (tile_forward.h) over a leaf that has the tiles: amx_leaf.h, or
 // emulated_leaf.h, which computes the same products in AVX2, so that every machine tests it.

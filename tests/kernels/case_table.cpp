@@ -93,6 +93,27 @@ void AddShapes(Table* table) {
     spec.out_f32 = true;
     table->Add(spec);
   }
+  // Few rows and many keys: split over the keys.
+  for (const tandem_dtype dtype : kTypes) {
+    CaseSpec spec = Base("decode_" + Name(dtype), dtype);
+    spec.q_heads = 8;
+    spec.q_rows = 1;
+    spec.kv_rows = 1300;
+    spec.qk_dim = spec.v_dim = 64;
+    spec.terms = {Lengths(false, true)};
+    table->Add(spec);
+    spec.name = "decode_window_" + Name(dtype);
+    spec.q_rows = 3;
+    spec.qk_dim = 72;
+    spec.v_dim = 40;
+    spec.terms = {Band(kBottomRight, 600, 0)};
+    spec.sink = true;
+    table->Add(spec);
+    spec.name = "decode_dense_" + Name(dtype);
+    spec.terms = {Dense(4)};
+    spec.dropout_rate = 0.2f;
+    table->Add(spec);
+  }
   CaseSpec nothing = Base("no_keys");
   nothing.kv_rows = 0;
   table->Add(nothing);

@@ -44,6 +44,63 @@ bool Reach(const tandem_tensor& tensor, int64_t* below, int64_t* above) {
          !__builtin_add_overflow(bytes, size, &bytes);
 }
 
+int64_t Magnitude(int64_t x) { return x < 0 ? -x : x; }
+
+// A dimension along which two elements may share an address; -1: none.
+int SharedDimension(const tandem_tensor& tensor) {
+  if (ElementCount(tensor) == 0) return -1;
+  int order[TANDEM_MAX_RANK];  // dimensions of more than one element, by rising stride
+  int count = 0;
+  for (int d = 0; d < tensor.rank; ++d) {
+    if (tensor.shape[d] <= 1) continue;
+    int place = count++;
+    for (; place > 0 && Magnitude(tensor.strides[order[place - 1]]) > Magnitude(tensor.strides[d]);
+         --place) {
+      order[place] = order[place - 1];
+    }
+    order[place] = d;
+  }
+  int64_t reach = 0;
+  for (int k = 0; k < count; ++k) {
+    const int d = order[k];
+    if (Magnitude(tensor.strides[d]) <= reach) return d;
+    reach += (tensor.shape[d] - 1) * Magnitude(tensor.strides[d]);
+  }
+  return -1;
+}
+
+// Whether two tensors whose spans overlap interleave without sharing an element, as the parts of
+// one [rows, 3, heads, dim] do: they advance alike along some dimensions, and what is left of each
+// lies in an interval of its own, all of it within one step.
+bool Interleave(const tandem_tensor& a, const tandem_tensor& b) {
+  if (a.rank != b.rank || a.rank >= TANDEM_MAX_RANK || a.dtype != b.dtype) return false;
+  const int64_t size = ElementSize(static_cast<DType>(a.dtype));
+  if (size == 0) return false;
+  for (unsigned outer = 1; outer < 1u << a.rank; ++outer) {
+    tandem_tensor rest_a = a, rest_b = b, steps = a;
+    bool alike = true;
+    for (int d = 0; d < a.rank; ++d) {
+      if ((outer >> d & 1u) == 0) {
+        steps.shape[d] = 1;
+        continue;
+      }
+      alike = alike && a.shape[d] == b.shape[d] && a.strides[d] == b.strides[d];
+      rest_a.shape[d] = rest_b.shape[d] = 1;
+    }
+    if (!alike) continue;
+    const ByteSpan x = SpanOf(rest_a), y = SpanOf(rest_b);
+    const bool apart = x.end <= y.begin || y.end <= x.begin;
+    const char* begin = x.begin < y.begin ? x.begin : y.begin;
+    const char* end = x.end < y.end ? y.end : x.end;
+    if (!apart || (end - begin) % size != 0) continue;
+    steps.rank = a.rank + 1;
+    steps.shape[a.rank] = (end - begin) / size;
+    steps.strides[a.rank] = 1;
+    if (SharedDimension(steps) < 0) return true;
+  }
+  return false;
+}
+
 }  // namespace
 
 bool Checker::Fail(const char* format, ...) {
@@ -133,30 +190,10 @@ bool Checker::Broadcastable(const char* name, const tandem_tensor& tensor, int i
 }
 
 bool Checker::Writable(const char* name, const tandem_tensor& tensor) {
-  if (ElementCount(tensor) == 0) return true;
-  auto stride = [&](int d) {
-    return tensor.strides[d] < 0 ? -tensor.strides[d] : tensor.strides[d];
-  };
-  int order[TANDEM_MAX_RANK];  // dimensions of more than one element, by rising stride
-  int count = 0;
-  for (int d = 0; d < tensor.rank; ++d) {
-    if (tensor.shape[d] <= 1) continue;
-    int place = count++;
-    for (; place > 0 && stride(order[place - 1]) > stride(d); --place) {
-      order[place] = order[place - 1];
-    }
-    order[place] = d;
-  }
-  int64_t reach = 0;
-  for (int k = 0; k < count; ++k) {
-    const int d = order[k];
-    if (stride(d) <= reach) {
-      return Fail("%s: strides[%d] is %lld, must not let two elements of shape %s share an address",
-                  name, d, static_cast<long long>(tensor.strides[d]), ShapeString(tensor).c_str());
-    }
-    reach += (tensor.shape[d] - 1) * stride(d);
-  }
-  return true;
+  const int d = SharedDimension(tensor);
+  if (d < 0) return true;
+  return Fail("%s: strides[%d] is %lld, must not let two elements of shape %s share an address",
+              name, d, static_cast<long long>(tensor.strides[d]), ShapeString(tensor).c_str());
 }
 
 bool Checker::Disjoint(const char* name, const tandem_tensor& output, const char* other_name,
@@ -165,7 +202,7 @@ bool Checker::Disjoint(const char* name, const tandem_tensor& output, const char
   if (output.data == nullptr || other.data == nullptr) return true;
   const ByteSpan a = SpanOf(output);
   const ByteSpan b = SpanOf(other);
-  if (a.end <= b.begin || b.end <= a.begin) return true;
+  if (a.end <= b.begin || b.end <= a.begin || Interleave(output, other)) return true;
   return Fail("%s: its memory [%p, %p) overlaps that of %s, [%p, %p); an output needs its own",
               name, static_cast<const void*>(a.begin), static_cast<const void*>(a.end), other_name,
               static_cast<const void*>(b.begin), static_cast<const void*>(b.end));

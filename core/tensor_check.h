@@ -38,7 +38,8 @@ class Checker {
 
   // No two indices of an output share an address.
   bool Writable(const char* name, const tandem_tensor& tensor);
-  // The memory spans of an output and another tensor are disjoint.
+  // An output and another tensor share no memory: their spans are disjoint, or they interleave like
+  // the parts of one array.
   bool Disjoint(const char* name, const tandem_tensor& output, const char* other_name,
                 const tandem_tensor& other);
 

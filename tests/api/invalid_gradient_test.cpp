@@ -163,6 +163,36 @@ TEST(BackwardCallSmall, OutputsAreNotWritten) {
   EXPECT_EQ(call.valid().forward().OutputBytes(), before);
 }
 
+// dq, dk and dv as the parts of one [B, S, 3, H, D].
+TEST(BackwardCallSmall, GradientsMayInterleave) {
+  CaseSpec spec;
+  spec.batch = 2;
+  spec.q_heads = spec.kv_heads = 3;
+  spec.q_rows = spec.kv_rows = 7;
+  spec.qk_dim = spec.v_dim = 4;
+  BackwardCall call(spec);
+  ASSERT_EQ(call.Run(), TANDEM_STATUS_OK) << tandem_last_error();
+  std::vector<float> together(2 * 7 * 3 * 3 * 4, NAN);
+  const tandem_tensor** slots[] = {&call.gradients.dq, &call.gradients.dk, &call.gradients.dv};
+  for (int part = 0; part < 3; ++part) {
+    tandem_tensor& t = call.Own(slots[part]);
+    t.data = together.data() + part * 12;
+    const int64_t strides[] = {7 * 36, 4, 36, 1};
+    std::copy(strides, strides + 4, t.strides);
+  }
+  ASSERT_EQ(call.Run(), TANDEM_STATUS_OK) << tandem_last_error();
+  Tensor* const separate[] = {&call.valid().dq(), &call.valid().dk(), &call.valid().dv()};
+  for (int part = 0; part < 3; ++part) {
+    separate[part]->ForEach([&](std::span<const int64_t> at) {
+      const int64_t n = ((at[0] * 7 + at[2]) * 3 + part) * 12 + at[1] * 4 + at[3];
+      EXPECT_EQ(together[static_cast<size_t>(n)], separate[part]->Get(at));
+    });
+  }
+  // One element into its neighbour's part.
+  call.Own(&call.gradients.dk).data = together.data() + 11;
+  call.ExpectRefused({"dk", "overlaps", "dq"});
+}
+
 TEST(BackwardCallSmall, PlansRunWithTheStructureTheyWereMadeFor) {
   BackwardCall call(FullSpec());
   ASSERT_EQ(call.Run(), TANDEM_STATUS_OK) << tandem_last_error();

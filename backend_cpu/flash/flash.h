@@ -20,7 +20,7 @@ TANDEM_HD bool FlashDecline(core::DType dtype, const core::Problem& problem, cor
     return true;
   }
   if (problem.is_backward) {
-    core::Format(reason, "the backward pass is not built yet");
+    core::Format(reason, "it computes the forward pass only, and gradients are asked for");
     return true;
   }
   if (problem.has_block_table) {

@@ -1,128 +1,171 @@
 // The portable forward kernel (sm_80 and newer): flash attention on warp-level tensor-core
-// products.
+// products, for sequences with more than a few query rows (short_kernel.cuh has the others).
 //
-// A block serves `block_rows` query rows of one head of one sequence, 16 to a warp, and walks over
-// the key tiles that these rows may see: it classifies tiles in chunks of one per thread, keeps the
-// visible ones in a list, and for each of them computes S = Q K^T, the running softmax and
-// O += P V, with K of the next step under way during the softmax and V under way during S. Scores
-// and outputs stay in registers (tensor_core.cuh says which lane holds what).
+// A block serves `block_rows` query rows of one head of one sequence and walks over the key tiles
+// that these rows may see: it classifies tiles in chunks of one per thread and keeps the visible
+// ones in a list. K and V tiles take turns: each is loaded asynchronously while the one before it
+// is multiplied; with a K tile come the dense mask's words
+// and the bias of the step.
+//
+// NaN and infinity in V at hidden pairs would reach the output as 0 * NaN. That is not looked for
+// in advance: a block whose output has a NaN starts again on the careful path, which takes such
+// elements out of the tile and gives every other row the same bits.
 //
 // A row's bits depend on its own sequence, head and terms alone: tiles start at multiples of
 // block_keys, and every step treats its rows independently of each other.
 #ifndef TANDEM_BACKEND_CUDA_FORWARD_KERNEL_CUH_
 #define TANDEM_BACKEND_CUDA_FORWARD_KERNEL_CUH_
 
-#include "backend_cuda/params.h"
-#include "backend_cuda/policy.h"
-#include "backend_cuda/tensor_core.cuh"
-#include "backend_cuda/tile_staging.cuh"
+#include "backend_cuda/row_output.cuh"
+#include "backend_cuda/warp_attention.cuh"
 #include "core/mask_tiles.h"
-#include "core/philox.h"
-#include "core/softmax.h"
 
 namespace tandem::cuda {
 
-using core::Array4;
-using core::Problem;
-using core::Sequence;
+// What hides pairs of a listed tile.
+inline constexpr int kStructuredPart = 1;
+inline constexpr int kDensePart = 2;
+inline constexpr int kHiddenMask = kStructuredPart | kDensePart;
+// What the split planes of f32 cannot serve, of a listed tile.
+inline constexpr int kFlaggedKeys = 4;
+inline constexpr int kFlaggedValues = 8;
+// The tile reaches beyond the last key.
+inline constexpr int kCut = 16;
+inline constexpr int kPropertyBits = 5;
 
-// A call, because its callers are unrolled.
-static __device__ __noinline__ uint4 DrawWords(const core::Dropout& dropout, int64_t head_index,
-                                               int64_t i, int64_t j) {
-  const core::Philox4 words = core::DropoutWords(dropout, head_index, i, j);
-  return make_uint4(words.word[0], words.word[1], words.word[2], words.word[3]);
+// What the threads of a block share beside the tiles. What is the same for all of them but not
+// needed in the inner loops is here too, to spare registers.
+struct alignas(16) BlockState {
+  core::Sequence sequence;
+  int64_t head;
+  int64_t first_row;
+  int64_t rows_end;
+  int64_t tile_begin;  // the key tiles that these rows may see
+  int64_t tile_end;
+  RowSource keys;
+  RowSource values;
+  uint64_t visible_words[128];  // of the step's rows, in quad order
+  uint64_t query_flags[2];      // rows that the split products cannot serve (f32)
+  int32_t warp_counts[4];
+  uint16_t
+      list[128];  // key tiles to visit: (tile - first of the chunk) << kPropertyBits | properties
+};
+
+// Bytes from row to row of a staged bias tile; the padding keeps the rows of a fragment in
+// different banks.
+__host__ __device__ constexpr int BiasPitch(int bias_bytes) {
+  return 64 * bias_bytes + (bias_bytes == 2 ? 16 : 32);
 }
 
-// <q, k> of an f32 row and key as plain f32 arithmetic gives it. A call likewise.
-static __device__ __noinline__ float PlainProduct(const Problem& problem, const Sequence& s,
-                                                  int64_t head, int64_t row, int64_t key) {
-  const float* q =
-      static_cast<const float*>(problem.q.data) + core::QueryOffset(problem.q, s, head, row);
-  const float* k = static_cast<const float*>(problem.k.data) +
-                   core::KeyOffset(problem.k, s, head / problem.group, key);
-  float sum = 0.0f;
-  for (int64_t d = 0; d < problem.qk_dim; ++d) {
-    sum = fmaf(q[d * problem.q.column_stride], k[d * problem.k.column_stride], sum);
-  }
-  return sum;
+constexpr int ForwardSharedBytes(const TilePolicy& policy, int bias_bytes) {
+  const int bias = bias_bytes == 0 ? 0 : policy.block_rows * BiasPitch(bias_bytes);
+  return policy.query_bytes + 2 * policy.tile_bytes + bias + static_cast<int>(sizeof(BlockState));
 }
 
-template <DType kDType, int kHeadDim>
+// What a kernel is compiled for. kHiding: terms change a score only by hiding it, and the scale is
+// an ordinary number; kBias: also a bias of staged tiles; kAny: everything.
+enum class ScoreTerms { kHiding, kBias, kAny };
+
+template <DType kDType, int kHeadDim, ScoreTerms kTerms>
 class ForwardBlock {
  public:
+  static constexpr bool kIsPlain = kTerms == ScoreTerms::kHiding;
   static constexpr TilePolicy kPolicy = ForwardPolicy(kDType, kHeadDim);
+  static constexpr int kKeyTiles = kPolicy.block_keys / 8;
+  using Warp = WarpAttention<kDType, kHeadDim, kPolicy.row_tiles, kKeyTiles>;
 
   __device__ ForwardBlock(const ForwardParams& params, char* shared)
-      : problem_(params.problem),
-        query_tile_(shared),
-        key_tile_(shared + kPolicy.query_bytes),
-        value_tile_(shared + kPolicy.query_bytes + kPolicy.key_bytes),
-        state_(
-            *reinterpret_cast<BlockState*>(shared + kPolicy.query_bytes + 2 * kPolicy.key_bytes)),
+      : params_(params),
+        problem_(params.problem),
+        shared_(shared),
+        state_(*reinterpret_cast<BlockState*>(shared + kStateOffset)),
         warp_(threadIdx.x / kWarpSize),
-        lane_(threadIdx.x % kWarpSize) {}
+        lane_(threadIdx.x % kWarpSize),
+        query_address_(SharedAddress(shared) + Warp::RowMajorOffset(lane_) +
+                       warp_ * kWarpRows * Warp::kRowBytes),
+        key_address_(SharedAddress(Slot(0)) + Warp::KeyOffset(lane_)),
+        value_address_(SharedAddress(Slot(1)) + Warp::RowMajorOffset(lane_)),
+        chunk_address_(Column::Target(SharedAddress(Slot(0)), threadIdx.x)) {
+    // Opaque, so that they are kept and not computed anew from the thread's index.
+    asm volatile(""
+                 : "+r"(query_address_), "+r"(key_address_), "+r"(value_address_),
+                   "+r"(chunk_address_), "+r"(lane_));
+  }
 
-  // One (batch, head, row block) triple. Row blocks come last first: with causal masks the longest
-  // start first.
-  __device__ void Run(int64_t item, int64_t row_blocks) {
-    const int64_t row_block = row_blocks - 1 - item % row_blocks;
-    const int64_t batch = item / row_blocks / problem_.q_heads;
-    const int64_t head = item / row_blocks % problem_.q_heads;
-    if (threadIdx.x == 0) {
-      int32_t status = 0;
-      const Sequence sequence = core::ResolveSequence(problem_, batch, &status);
-      if (status != 0 && head == 0 && row_block == 0 && problem_.device_status != nullptr) {
-        atomicOr(problem_.device_status, status);
-      }
-      const int64_t kv_head = head / problem_.group;
-      state_.sequence = sequence;
-      state_.head = head;
-      state_.first_row = row_block * kPolicy.block_rows;
-      state_.keys = MakeRowSource<kDType>(
-          problem_.k, core::KeyOffset(problem_.k, sequence, kv_head, 0), problem_.qk_dim);
-      state_.values = MakeRowSource<kDType>(
-          problem_.v, core::KeyOffset(problem_.v, sequence, kv_head, 0), problem_.v_dim);
-      state_.query_flags = 0;
-      FindTileRange();
-    }
+  __device__ void Run(int64_t batch, int64_t head, int64_t row_block) {
+    if (threadIdx.x == 0) SetUp(batch, head, row_block);
     __syncthreads();
-    if (state_.first_row >= state_.rows_end) return;
-
+    if (state_.first_row >= state_.sequence.q_rows) return;
+    if (IsShort(problem_, state_.sequence)) {
+      WriteRowsBeyondShort();
+      return;
+    }
     StageQuery();
-    for (int n = 0; n < kHeadDim / 8; ++n) {
-      for (int e = 0; e < 4; ++e) output_[n][e] = 0.0f;
-    }
-    for (int64_t tile = state_.tile_begin; tile < state_.tile_end;
-         tile = state_.list_begin + kPolicy.threads) {
-      ListVisibleTiles(tile);
-      VisitListedTiles();
-    }
+    bool is_careful = false;
+    do {
+      VisitTiles(is_careful);
+      is_careful = !is_careful && __syncthreads_or(warp_state_.HasNanOutput());
+    } while (is_careful);
     WriteRows();
   }
 
  private:
-  static constexpr int kPlanes = kPolicy.planes;
-  static constexpr int kKeyTiles = kPolicy.block_keys / 8;  // of 8 keys, in a step
-  static constexpr int kHeadSteps = kHeadDim / 16;
-  static constexpr int kQueryPlaneBytes = kPolicy.query_bytes / kPlanes;
-  static constexpr int kKeyPlaneBytes = kPolicy.key_bytes / kPlanes;
+  static constexpr int kPlanes = Planes(kDType);
   static constexpr bool kIsF32 = kDType == DType::kF32;
-  // Products over the whole padded head dimension are compiled without tests in between, so that
-  // fragment loads run ahead. The six products of f32 hide the loads without that.
-  static constexpr bool kHasWholeProducts = !kIsF32;
-  static_assert(kKeyTiles * 4 <= 32, "a thread's present bits are one word");
+  static constexpr DType kRowType = kMathType<kDType>;  // of K and V rows, or of their planes
+  static constexpr int kStateOffset = kPolicy.query_bytes + 2 * kPolicy.tile_bytes;
+  static constexpr int kBiasOffset = kStateOffset + static_cast<int>(sizeof(BlockState));
+  static constexpr int kWarpRows = 16 * kPolicy.row_tiles;
+  static constexpr int kQueryPlaneBytes = kPolicy.query_bytes / kPlanes;
+  static constexpr int kTilePlaneBytes = kPolicy.tile_bytes / kPlanes;
+  static constexpr int kChunks = kHeadDim / 8;  // of 16 bytes, of a row
+  using Column = ChunkColumn<kHeadDim, kPolicy.block_keys, kPolicy.threads>;
   static_assert(core::kTile % kPolicy.block_keys == 0, "a step lies in one canonical tile");
-  static_assert(kPolicy.threads <= 128, "the tile list holds one entry per thread");
+  static_assert(kPolicy.threads <= 128 && kPolicy.block_rows <= 128,
+                "the state holds one entry per thread and one per row");
+  static_assert(sizeof(BlockState) % 16 == 0, "the bias tile would not be aligned");
+  static_assert(kPolicy.query_bytes % 1024 == 0 && kPolicy.tile_bytes % 1024 == 0,
+                "fragment addresses are made by XOR");
 
   // ---- setup ----
 
-  __device__ __forceinline__ void FindTileRange() {
-    const Sequence& s = state_.sequence;
-    state_.rows_end = core::Min<int64_t>(state_.first_row + kPolicy.block_rows, s.q_rows);
+  __device__ __forceinline__ void SetUp(int64_t batch, int64_t head, int64_t row_block) {
+    int32_t status = 0;
+    const Sequence sequence = core::ResolveSequence(problem_, batch, &status);
+    if (status != 0 && head == 0 && row_block == 0 && problem_.device_status != nullptr) {
+      atomicOr(problem_.device_status, status);
+    }
+    const int64_t kv_head = head / problem_.group;
+    state_.sequence = sequence;
+    state_.head = head;
+    state_.first_row = row_block * kPolicy.block_rows;
+    state_.rows_end = core::Min<int64_t>(state_.first_row + kPolicy.block_rows, sequence.q_rows);
+    if constexpr (kIsF32) {
+      state_.keys = PlaneSource(params_.keys, sequence, kv_head);
+      state_.values = PlaneSource(params_.values, sequence, kv_head);
+      state_.query_flags[0] = state_.query_flags[1] = 0;
+    } else {
+      state_.keys = MakeRowSource<kDType>(
+          problem_.k, core::KeyOffset(problem_.k, sequence, kv_head, 0), problem_.qk_dim);
+      state_.values = MakeRowSource<kDType>(
+          problem_.v, core::KeyOffset(problem_.v, sequence, kv_head, 0), problem_.v_dim);
+    }
     const core::Interval hull =
-        core::VisibleKeyHull(problem_.mask, s, state_.head, state_.first_row, state_.rows_end);
+        core::VisibleKeyHull(problem_.mask, sequence, head, state_.first_row, state_.rows_end);
     state_.tile_begin = hull.begin / kPolicy.block_keys;
     state_.tile_end = core::CeilDiv<int64_t>(hull.end, kPolicy.block_keys);
+  }
+
+  __device__ __forceinline__ RowSource PlaneSource(const SplitTensor& tensor, const Sequence& s,
+                                                   int64_t kv_head) const {
+    RowSource source = {};
+    source.base = reinterpret_cast<const char*>(tensor.planes + PlaneRow(problem_, s, kv_head) *
+                                                                    kPlanes * kHeadDim);
+    source.row_stride = kPlanes * kHeadDim;
+    source.column_stride = 1;
+    source.columns = kHeadDim;
+    source.is_vector = true;
+    return source;
   }
 
   __device__ __forceinline__ void StageQuery() {
@@ -130,37 +173,63 @@ class ForwardBlock {
     const RowSource source = MakeRowSource<kDType>(
         problem_.q, core::QueryOffset(problem_.q, s, state_.head, 0), problem_.qk_dim);
     StageTile<kDType, kHeadDim, kPolicy.block_rows, kPolicy.threads, TileUse::kScores>(
-        source, state_.first_row, s.q_rows, query_tile_, &state_.query_flags);
+        source, state_.first_row, s.q_rows, shared_, state_.query_flags, threadIdx.x);
     CommitCopies();
     WaitCopies<0>();
+    if constexpr (!kIsF32) {
+      if (problem_.scale < 0.0f) {
+        FlipSigns<kHeadDim, kPolicy.block_rows, kPolicy.threads>(shared_, threadIdx.x);
+      }
+    }
+    key_chunk_ = Column::Source(state_.keys.base, KeyRowBytes(), threadIdx.x);
+    value_chunk_ = Column::Source(state_.values.base, ValueRowBytes(), threadIdx.x);
+    Column::ClearBeyond(Slot(0), state_.keys.columns, threadIdx.x);
+    Column::ClearBeyond(Slot(1), state_.values.columns, threadIdx.x);
     __syncthreads();
     if constexpr (kPolicy.query_in_registers) {
 #pragma unroll
-      for (int step = 0; step < kHeadSteps; ++step) LoadQuery(step, 0, query_[step]);
+      for (int m = 0; m < kPolicy.row_tiles; ++m) {
+#pragma unroll
+        for (int step = 0; step < Warp::kHeadSteps; ++step) {
+#pragma unroll
+          for (int plane = 0; plane < kPlanes; ++plane) {
+            Warp::LoadQuery(query_address_, step, m, plane, kQueryPlaneBytes,
+                            query_[m][step][plane]);
+          }
+        }
+      }
     }
   }
 
-  __device__ __forceinline__ void LoadQuery(int step, int plane, uint32_t (&fragment)[4]) {
-    const int offset = ChunkOffset<kHeadDim>(16 * warp_ + (lane_ & 15), 2 * step + (lane_ >> 4));
-    LoadMatrices(fragment, SharedAddress(query_tile_ + plane * kQueryPlaneBytes + offset));
+  // K tiles take slot 0, V tiles slot 1.
+  __device__ __forceinline__ char* Slot(int slot) const {
+    return shared_ + kPolicy.query_bytes + slot * kPolicy.tile_bytes;
   }
 
-  // Lists the tiles of [begin, begin + threads) that are not EMPTY.
+  // Lists the tiles of [begin, begin + threads) that are not EMPTY, with what hides pairs of them.
   __device__ __forceinline__ void ListVisibleTiles(int64_t begin) {
     const int64_t tile = begin + threadIdx.x;
-    core::TileClass tile_class = core::TileClass::kEmpty;
+    bool is_listed = false;
+    int properties = 0;
     if (tile < state_.tile_end) {
-      tile_class = core::ClassifyTile(problem_.mask, state_.sequence, state_.head, state_.first_row,
-                                      state_.rows_end, tile * kPolicy.block_keys,
-                                      (tile + 1) * kPolicy.block_keys);
+      const core::TileClasses classes = core::ClassifyTerms(
+          problem_.mask, state_.sequence, state_.head, state_.first_row, state_.rows_end,
+          tile * kPolicy.block_keys, (tile + 1) * kPolicy.block_keys);
+      is_listed = core::CombineTerms(classes.structured, classes.dense) != core::TileClass::kEmpty;
+      if (classes.structured == core::TileClass::kPartial) properties |= kStructuredPart;
+      if (classes.dense == core::TileClass::kPartial) properties |= kDensePart;
+      if ((tile + 1) * kPolicy.block_keys > core::LocalKeys(state_.sequence)) properties |= kCut;
+      if constexpr (kIsF32) {
+        if (is_listed) {
+          if (StepFlags(params_.keys, tile * kPolicy.block_keys) != 0) properties |= kFlaggedKeys;
+          if (StepFlags(params_.values, tile * kPolicy.block_keys) != 0) {
+            properties |= kFlaggedValues;
+          }
+        }
+      }
     }
-    const bool is_listed = tile_class != core::TileClass::kEmpty;
     const uint32_t ballot = __ballot_sync(~0u, is_listed);
     if (lane_ == 0) state_.warp_counts[warp_] = __popc(ballot);
-    if (threadIdx.x == 0) {
-      state_.key_flags[0] = state_.key_flags[1] = 0;
-      state_.value_flags[0] = state_.value_flags[1] = 0;
-    }
     __syncthreads();
     int position = __popc(ballot & ((1u << lane_) - 1u));
     int count = 0;
@@ -168,457 +237,517 @@ class ForwardBlock {
       if (warp < warp_) position += state_.warp_counts[warp];
       count += state_.warp_counts[warp];
     }
-    if (is_listed) {
-      state_.list[position] =
-          static_cast<uint16_t>(4 * threadIdx.x + static_cast<uint32_t>(tile_class));
-    }
-    if (threadIdx.x == 0) {
-      state_.list_count = count;
-      state_.list_begin = begin;
-    }
+    if (is_listed)
+      state_.list[position] = static_cast<uint16_t>(threadIdx.x << kPropertyBits | properties);
+    list_count_ = count;
+    list_begin_ = begin;
     __syncthreads();
   }
 
-  __device__ __forceinline__ int64_t ListedKey(int step) const {
-    return (state_.list_begin + (state_.list[step] >> 2)) * kPolicy.block_keys;
+  // A listed tile.
+  struct Tile {
+    int64_t first_key;
+    int properties;  // what hides pairs, and what is flagged
+  };
+  __device__ __forceinline__ Tile ListedTile(int step) const {
+    const int entry = state_.list[step];
+    return {(list_begin_ + (entry >> kPropertyBits)) * kPolicy.block_keys,
+            entry & ((1 << kPropertyBits) - 1)};
+  }
+
+  // ---- loads ----
+
+  // Starts the load of a K tile, with the mask and the bias of its step.
+  __device__ __forceinline__ void StartKeys(const Tile& tile) {
+    if (params_.has_chunks) {
+      CopyRows(key_chunk_, KeyRowBytes(), problem_.qk_dim, tile, 0);
+    } else {
+      StageElements<kRowType, kHeadDim, kPolicy.block_keys, kPolicy.threads, TileUse::kScores>(
+          state_.keys, tile.first_key, core::LocalKeys(state_.sequence), Slot(0), nullptr,
+          threadIdx.x);
+    }
+    if ((tile.properties & kDensePart) != 0) StageDenseWords(tile.first_key);
+    if constexpr (!kIsPlain) {
+      if (params_.bias_bytes == 2) StageBias<2>(tile.first_key);
+      if (params_.bias_bytes == 4) StageBias<4>(tile.first_key);
+    }
+    CommitCopies();
+  }
+
+  __device__ __forceinline__ void StartValues(const Tile& tile) {
+    if (params_.has_chunks) {
+      CopyRows(value_chunk_, ValueRowBytes(), problem_.v_dim, tile, kPolicy.tile_bytes);
+    } else {
+      StageElements<kRowType, kHeadDim, kPolicy.block_keys, kPolicy.threads, TileUse::kValues>(
+          state_.values, tile.first_key, core::LocalKeys(state_.sequence), Slot(1), nullptr,
+          threadIdx.x);
+    }
+    CommitCopies();
+  }
+
+  __device__ __forceinline__ int64_t KeyRowBytes() const {
+    return kIsF32 ? int64_t{kPlanes} * kHeadDim * 2 : problem_.k.row_stride * 2;
+  }
+  __device__ __forceinline__ int64_t ValueRowBytes() const {
+    return kIsF32 ? int64_t{kPlanes} * kHeadDim * 2 : problem_.v.row_stride * 2;
+  }
+
+  // Copies this thread's chunks of a tile into the slot at `offset`. `from`: its chunk of key 0.
+  __device__ __forceinline__ void CopyRows(const char* from, int64_t row_bytes, int64_t columns,
+                                           const Tile& tile, int offset) {
+    from += tile.first_key * row_bytes;
+    const uint32_t target = chunk_address_ + offset;
+    if constexpr (kIsF32) {
+      // Planes have rows of zeros up to the end of the last tile.
+#pragma unroll
+      for (int plane = 0; plane < kPlanes; ++plane) {
+        Column::CopyWhole(target + plane * kTilePlaneBytes, from + plane * kHeadDim * 2, row_bytes);
+      }
+    } else {
+      if (Column::Column(threadIdx.x) >= columns) return;
+      if ((tile.properties & kCut) == 0) {
+        Column::CopyWhole(target, from, row_bytes);
+      } else {
+        Column::CopyCut(target, from, row_bytes, core::LocalKeys(state_.sequence) - tile.first_key,
+                        threadIdx.x);
+      }
+    }
+  }
+
+  // Whether a step's 64 keys are one prepared word: not in a shard that begins inside a word.
+  __device__ __forceinline__ bool HasWholeWords() const {
+    return (state_.sequence.kv_offset & 63) == 0;
+  }
+
+  __device__ __forceinline__ void StageDenseWords(int64_t first_key) {
+    if (!HasWholeWords() || threadIdx.x >= kPolicy.block_rows) return;
+    const Sequence& s = state_.sequence;
+    const core::DenseBits& dense = problem_.mask.dense;
+    const int64_t row = state_.first_row + threadIdx.x;
+    const int64_t i = s.q_offset + row;
+    const int64_t j = s.kv_offset + first_key;
+    const bool is_there = row < state_.rows_end && i < dense.q_extent && j < dense.kv_extent;
+    const int64_t index =
+        is_there ? core::DenseWordIndex(dense, s.batch, state_.head, i, j >> 6) : 0;
+    CopyAsync8(SharedAddress(&state_.visible_words[threadIdx.x]), dense.words + index,
+               is_there ? 8 : 0);
+  }
+
+  template <int kBytes>
+  __device__ __forceinline__ void StageBias(int64_t first_key) {
+    constexpr int kRowChunks = kPolicy.block_keys * kBytes / 16;
+    const Sequence& s = state_.sequence;
+    const Array4& bias = problem_.bias;
+    const int chunk = threadIdx.x % kRowChunks;
+    const int first = threadIdx.x / kRowChunks;
+    const int rows = static_cast<int>(state_.rows_end - state_.first_row);
+    const int size = static_cast<int>(
+        core::Clamp<int64_t>((core::LocalKeys(s) - first_key) * kBytes - chunk * 16, 0, 16));
+    const char* from = static_cast<const char*>(bias.data) +
+                       core::BiasOffset(bias, s, state_.head, s.q_offset + state_.first_row + first,
+                                        s.kv_offset + first_key) *
+                           kBytes +
+                       chunk * 16;
+    const uint32_t target =
+        SharedAddress(shared_ + kBiasOffset) + first * BiasPitch(kBytes) + chunk * 16;
+    constexpr int kStep = kPolicy.threads / kRowChunks;
+    const int64_t row_step = kStep * bias.row_stride * kBytes;
+#pragma unroll
+    for (int i = 0; i < kPolicy.block_rows / kStep; ++i) {
+      // A copy of 0 bytes reads nothing.
+      CopyAsync16(target + i * kStep * BiasPitch(kBytes), from,
+                  first + i * kStep < rows ? size : 0);
+      from += row_step;
+    }
+  }
+
+  // Each thread completes the word of its row: its own copy of the dense word has arrived.
+  __device__ __forceinline__ void CompleteWords(const Tile& tile) {
+    if (threadIdx.x >= kPolicy.block_rows) return;
+    if ((tile.properties & kStructuredPart) == 0 && HasWholeWords()) return;
+    const Sequence& s = state_.sequence;
+    const int64_t row = state_.first_row + threadIdx.x;
+    const int64_t first_key = tile.first_key & ~int64_t{63};
+    uint64_t word = 0;
+    if (row < state_.rows_end) {
+      word = core::ToQuadOrder(
+          HasWholeWords() ? core::StructuredWord(problem_.mask, s, state_.head, row, first_key)
+                          : core::VisibleWord(problem_.mask, s, state_.head, row, first_key));
+    }
+    if ((tile.properties & kDensePart) != 0 && HasWholeWords()) {
+      word &= state_.visible_words[threadIdx.x];
+    }
+    state_.visible_words[threadIdx.x] = word;
   }
 
   // ---- the loop ----
 
-  // The flags of a tile live in the slot of its step's parity; the other slot is cleared for the
-  // next step between the two barriers where no one uses it.
-  __device__ __forceinline__ void StageKeys(int64_t first_key, int step) {
-    StageTile<kDType, kHeadDim, kPolicy.block_keys, kPolicy.threads, TileUse::kScores>(
-        state_.keys, first_key, core::LocalKeys(state_.sequence), key_tile_,
-        &state_.key_flags[step & 1]);
-  }
-  __device__ __forceinline__ void StageValues(int64_t first_key, int step) {
-    StageTile<kDType, kHeadDim, kPolicy.block_keys, kPolicy.threads, TileUse::kValues>(
-        state_.values, first_key, core::LocalKeys(state_.sequence), value_tile_,
-        &state_.value_flags[step & 1]);
-  }
-
-  __device__ __forceinline__ void VisitListedTiles() {
-    const int count = state_.list_count;
-    if (count == 0) return;
-    StageKeys(ListedKey(0), 0);
-    CommitCopies();
-    StageValues(ListedKey(0), 0);
-    CommitCopies();
-    for (int step = 0; step < count; ++step) {
-      const int64_t first_key = ListedKey(step);
-      const bool is_partial =
-          (state_.list[step] & 3) == static_cast<int>(core::TileClass::kPartial);
-      if (is_partial && threadIdx.x < kPolicy.block_rows) {
-        const int64_t row = state_.first_row + threadIdx.x;
-        state_.visible_words[threadIdx.x] =
-            row < state_.rows_end
-                ? core::VisibleWord(problem_.mask, state_.sequence, state_.head, row, first_key)
-                : 0;
+  __device__ __forceinline__ void VisitTiles(bool is_careful) {
+    warp_state_.Reset();
+    for (int64_t first = state_.tile_begin; first < state_.tile_end; first += kPolicy.threads) {
+      ListVisibleTiles(first);
+      if (list_count_ == 0) continue;
+      Tile tile = ListedTile(0);
+      StartKeys(tile);
+      for (int step = 0; step < list_count_; ++step) {
+        const bool has_next = step + 1 < list_count_;
+        const Tile next = ListedTile(has_next ? step + 1 : step);
+        VisitTile(tile, has_next, next, is_careful);
+        tile = next;
       }
-      WaitCopies<1>();
-      __syncthreads();  // K and the visible words are there
-      if (threadIdx.x == 0) {
-        state_.key_flags[(step + 1) & 1] = 0;
-        state_.value_flags[(step + 1) & 1] = 0;
-      }
-      float scores[kKeyTiles][4];
-      if (kHasWholeProducts && problem_.qk_dim > kHeadDim - 16) {
-        MultiplyQueryKey<true>(scores);
-      } else {
-        MultiplyQueryKey<false>(scores);
-      }
-      __syncthreads();  // K may be overwritten
-      if (step + 1 < count) StageKeys(ListedKey(step + 1), step + 1);
-      CommitCopies();
-
-      const bool hides_pairs =
-          is_partial || problem_.dropout.enabled != 0 || problem_.bias.data != nullptr;
-      const uint32_t present = FinishScores(scores, first_key, step, is_partial);
-      UpdateSoftmax(scores);
-      const uint32_t kept =
-          problem_.dropout.enabled != 0 ? DropPairs(scores, first_key, present) : present;
-
-      WaitCopies<1>();
-      // Where every pair is visible, NaN and infinity in V belong in the product.
-      if (!kIsF32 && hides_pairs) {
-        TakeOutNonFinite<kDType, kHeadDim, kPolicy.block_keys, kPolicy.threads>(
-            value_tile_, &state_.value_flags[step & 1]);
-      }
-      __syncthreads();  // V is there
-      const uint64_t taken_out = state_.value_flags[step & 1];
-      if (taken_out != 0) AddTakenOutValues(scores, first_key, kept, taken_out);
-      if (kHasWholeProducts && problem_.v_dim > kHeadDim - 16) {
-        MultiplyProbabilityValue<true>(scores);
-      } else {
-        MultiplyProbabilityValue<false>(scores);
-      }
-      __syncthreads();  // V may be overwritten
-      if (step + 1 < count) StageValues(ListedKey(step + 1), step + 1);
-      CommitCopies();
+      __syncthreads();
     }
   }
 
-  // accumulator += a * b. For f32 the products of the parts, small ones first, are summed apart
-  // from the accumulator: the tensor cores truncate where f32 addition rounds, and truncation over
-  // many steps would add up.
-  __device__ __forceinline__ void MultiplyAdd(float (&accumulator)[4],
-                                              const uint32_t (&a)[kPlanes][4],
-                                              const uint32_t (&b)[kPlanes][4], int half) {
-    const auto multiply = [&](float(&sum)[4], int a_plane, int b_plane) {
-      MultiplyAccumulate<kMathType<kDType>>(sum, a[a_plane], b[b_plane][2 * half],
-                                            b[b_plane][2 * half + 1]);
-    };
-    if constexpr (!kIsF32) {
-      multiply(accumulator, 0, 0);
+  // While K is multiplied V is under way, and the next K while V is.
+  __device__ __forceinline__ void VisitTile(const Tile& tile, bool has_next, const Tile& next,
+                                            bool is_careful) {
+    WaitCopies<0>();
+    if ((tile.properties & kHiddenMask) != 0) CompleteWords(tile);
+    __syncthreads();
+    StartValues(tile);
+    typename Warp::Scores scores;
+    Warp::template MultiplyQueryKey<kPolicy.query_in_registers>(
+        query_address_, kQueryPlaneBytes, query_, key_address_, kTilePlaneBytes, scores);
+    typename Warp::Bits bits;
+    const bool is_partial = (tile.properties & kHiddenMask) != 0;
+    if (!kIsPlain || kIsF32 || is_partial || is_careful) {
+      LoadBits(tile.first_key, is_partial, bits);
+    }
+    if constexpr (kIsF32) {
+      const bool is_flagged = (tile.properties & kFlaggedKeys) != 0 ||
+                              (state_.query_flags[0] | state_.query_flags[1]) != 0;
+      if (is_flagged) ReplaceOverflowingScores(scores, tile.first_key, bits);
+    }
+    if constexpr (!kIsPlain) FinishScores(scores, tile.first_key, bits, is_careful);
+    if (is_partial || (is_careful && !kIsPlain)) Warp::HideScores(scores, bits);
+    warp_state_.UpdateSoftmax(scores, Scale());
+    if constexpr (kTerms == ScoreTerms::kAny) {
+      if (problem_.dropout.enabled != 0) {
+        Warp::DropPairs(problem_, state_.sequence, Rows(), tile.first_key, scores, bits);
+      }
+    }
+    typename Warp::Probabilities packed;
+    Warp::PackProbabilities(scores, packed);
+
+    WaitCopies<0>();
+    __syncthreads();
+    if (has_next) StartKeys(next);
+    bool has_taken_out = false;
+    if (kIsF32) {
+      if ((tile.properties & kFlaggedValues) != 0) {
+        AddTakenOutValues(packed, bits, tile.first_key);
+      }
+    } else if (is_careful) {
+      has_taken_out = __syncthreads_or(
+          TakeOutNonFinite<kRowType, kHeadDim, kPolicy.block_keys, kPolicy.threads>(Slot(1),
+                                                                                    threadIdx.x));
+    }
+    warp_state_.MultiplyProbabilityValue(packed, value_address_, kTilePlaneBytes);
+    if (!kIsF32 && has_taken_out) {
+      __syncthreads();
+      StartValues(tile);
+      WaitCopies<0>();
+      __syncthreads();
+      KeepNonFiniteAsOnes<kRowType, kHeadDim, kPolicy.block_keys, kPolicy.threads>(Slot(1),
+                                                                                   threadIdx.x);
+      __syncthreads();
+      warp_state_.MarkNonFinite(bits, value_address_);
+    }
+  }
+
+  __device__ __forceinline__ ScoreScale Scale() const {
+    if constexpr (kIsPlain) return {fabsf(problem_.scale), fabsf(problem_.scale) * core::kLog2e};
+    return {1.0f, core::kLog2e};
+  }
+  __device__ __forceinline__ WarpRows Rows() const {
+    return {static_cast<int32_t>(state_.first_row) + warp_ * kWarpRows, 1, state_.head};
+  }
+
+  // This lane's visible pairs. In a full tile all of them, but for rows beyond the tensor's.
+  __device__ __forceinline__ void LoadBits(int64_t first_key, bool is_partial,
+                                           typename Warp::Bits& bits) const {
+    // A step of fewer than 64 keys takes its part of the word.
+    const int shift =
+        kPolicy.block_keys == core::kTile ? 0 : static_cast<int>(first_key % core::kTile) / 4;
+#pragma unroll
+    for (int m = 0; m < kPolicy.row_tiles; ++m) {
+      bits[m] = 0;
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        const int row = warp_ * kWarpRows + Warp::LaneRow(m, r);
+        uint32_t part = 0xffffu;
+        if (is_partial) {
+          part = reinterpret_cast<const uint16_t*>(&state_.visible_words[row])[lane_ & 3] >> shift;
+        } else if ((!kIsPlain || kIsF32) && state_.first_row + row >= state_.rows_end) {
+          part = 0;
+        }
+        bits[m] |= part << (16 * r);
+      }
+    }
+  }
+
+  __device__ __forceinline__ void FinishScores(typename Warp::Scores& scores, int64_t first_key,
+                                               typename Warp::Bits& bits, bool is_careful) {
+    const Sequence& s = state_.sequence;
+    if constexpr (kTerms == ScoreTerms::kBias) {
+      AddBias(scores, ScaleOfProducts(), first_key);
     } else {
-      float small[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-      float large[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-      multiply(small, 0, 2);
-      multiply(small, 2, 0);
-      multiply(small, 1, 1);
-      multiply(small, 0, 1);
-      multiply(small, 1, 0);
-      multiply(large, 0, 0);
-#pragma unroll
-      for (int e = 0; e < 4; ++e) accumulator[e] += large[e] + small[e];
+      Warp::FinishScores(problem_, s, Rows(), first_key, ScaleOfProducts(), scores,
+                         [&](typename Warp::Scores& products, float factor) {
+                           AddBias(products, factor, first_key);
+                         });
+    }
+    // -inf hides a pair whatever its score.
+    if (is_careful && problem_.bias.data != nullptr) {
+      ForEachBias(first_key, [&](int m, int n, int e, float bias) {
+        if (bias == core::NegativeInfinity()) bits[m] &= ~(1u << (16 * (e / 2) + 2 * n + e % 2));
+      });
     }
   }
 
-  // S = Q K^T, unscaled. kIsWhole: the head dimension fills the padded one, and no step is left
-  // out.
-  template <bool kIsWhole>
-  __device__ __forceinline__ void MultiplyQueryKey(float (&scores)[kKeyTiles][4]) {
-#pragma unroll
-    for (int n = 0; n < kKeyTiles; ++n) {
-#pragma unroll
-      for (int e = 0; e < 4; ++e) scores[n][e] = 0.0f;
-    }
-    const int key = (lane_ & 7) + (lane_ >> 4) * 8;
-    const int chunk = (lane_ >> 3) & 1;
-#pragma unroll
-    for (int step = 0; step < kHeadSteps; ++step) {
-      if (!kIsWhole && 16 * step >= problem_.qk_dim) break;
-      uint32_t a[kPlanes][4];
-#pragma unroll
-      for (int plane = 0; plane < kPlanes; ++plane) {
-        if constexpr (kPolicy.query_in_registers) {
-#pragma unroll
-          for (int e = 0; e < 4; ++e) a[plane][e] = query_[step][e];
-        } else {
-          LoadQuery(step, plane, a[plane]);
-        }
-      }
-#pragma unroll
-      for (int pair = 0; pair < kKeyTiles / 2; ++pair) {
-        uint32_t b[kPlanes][4];
-        const int offset = ChunkOffset<kHeadDim>(16 * pair + key, 2 * step + chunk);
-#pragma unroll
-        for (int plane = 0; plane < kPlanes; ++plane) {
-          LoadMatrices(b[plane], SharedAddress(key_tile_ + plane * kKeyPlaneBytes + offset));
-        }
-        MultiplyAdd(scores[2 * pair], a, b, 0);
-        MultiplyAdd(scores[2 * pair + 1], a, b, 1);
-      }
-    }
+  __device__ __forceinline__ void AddBias(typename Warp::Scores& scores, float factor,
+                                          int64_t first_key) const {
+    ForEachBias(first_key, [&](int m, int n, int e, float bias) {
+      scores[m][n][e] = fmaf(scores[m][n][e], factor, bias);
+    });
   }
 
-  // O += P V.
-  template <bool kIsWhole>
-  __device__ __forceinline__ void MultiplyProbabilityValue(const float (&scores)[kKeyTiles][4]) {
-#pragma unroll
-    for (int step = 0; step < kKeyTiles / 2; ++step) {
-      uint32_t a[kPlanes][4];
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        const float(&tile)[4] = scores[2 * step + e / 2];
-        uint32_t part[kPlanes];
-        SplitPair<kMathType<kDType>>(tile[2 * (e % 2)], tile[2 * (e % 2) + 1], part);
-#pragma unroll
-        for (int i = 0; i < kPlanes; ++i) a[i][e] = part[i];
-      }
-#pragma unroll
-      for (int pair = 0; pair < kHeadSteps; ++pair) {
-        if (!kIsWhole && 16 * pair >= problem_.v_dim) break;
-        uint32_t b[kPlanes][4];
-        const int offset = ChunkOffset<kHeadDim>(16 * step + (lane_ & 15), 2 * pair + (lane_ >> 4));
-#pragma unroll
-        for (int plane = 0; plane < kPlanes; ++plane) {
-          LoadMatricesTransposed(b[plane],
-                                 SharedAddress(value_tile_ + plane * kKeyPlaneBytes + offset));
-        }
-        MultiplyAdd(output_[2 * pair], a, b, 0);
-        MultiplyAdd(output_[2 * pair + 1], a, b, 1);
-      }
-    }
-  }
-
-  // ---- scores ----
-
-  // Row r (0 or 1) of this thread, and its first key in tile n of a step.
-  __device__ __forceinline__ int64_t ThreadRow(int r) const {
-    return state_.first_row + 16 * warp_ + (lane_ >> 2) + 8 * r;
-  }
-  __device__ __forceinline__ int ThreadKey(int n) const { return 8 * n + 2 * (lane_ & 3); }
-
-  // Calls visit(score, r, key of the step, bit of `present`) for this thread's scores.
+  // Calls visit(m, n, e, bias) for this lane's scores [m][n][e].
   template <typename Visit>
-  __device__ __forceinline__ void ForEachScore(float (&scores)[kKeyTiles][4], Visit visit) const {
+  __device__ __forceinline__ void ForEachBias(int64_t first_key, Visit visit) const {
+    if (kTerms == ScoreTerms::kAny && params_.bias_bytes == 0) {
 #pragma unroll
-    for (int n = 0; n < kKeyTiles; ++n) {
+      for (int m = 0; m < kPolicy.row_tiles; ++m) {
 #pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        visit(scores[n][e], e / 2, ThreadKey(n) + e % 2, 1u << (4 * n + e));
-      }
-    }
-  }
-
-  // This thread's visible pairs of a partial tile, bit 4 n + e for scores[n][e].
-  __device__ __forceinline__ uint32_t PartialTileBits() const {
-    uint32_t bits = 0;
+        for (int n = 0; n < kKeyTiles; ++n) {
 #pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      const uint64_t word =
-          state_.visible_words[ThreadRow(r) - state_.first_row] >> (2 * (lane_ & 3));
-#pragma unroll
-      for (int n = 0; n < kKeyTiles; ++n) {
-        bits |= (static_cast<uint32_t>(word >> (8 * n)) & 3u) << (4 * n + 2 * r);
-      }
-    }
-    return bits;
-  }
-  // Likewise of a full tile: all of them, but for the rows that the block has beyond the tensor's.
-  __device__ __forceinline__ uint32_t FullTileBits() const {
-    const int64_t rows = state_.sequence.q_rows;
-    return (ThreadRow(0) < rows ? 0x33333333u : 0u) | (ThreadRow(1) < rows ? 0xccccccccu : 0u);
-  }
-
-  // From products to scores: scale, softcap, bias, ALiBi, and -inf where nothing is visible.
-  // Returns the visible pairs, bit 4 n + e for scores[n][e].
-  __device__ __forceinline__ uint32_t FinishScores(float (&scores)[kKeyTiles][4], int64_t first_key,
-                                                   int step, bool is_partial) {
-    const Sequence& s = state_.sequence;
-    uint32_t present = is_partial ? PartialTileBits() : FullTileBits();
-    if constexpr (kIsF32) ReplaceOverflowingScores(scores, first_key, step, present);
-
-    const float scale = problem_.scale;
-    ForEachScore(scores, [&](float& score, int, int, uint32_t) { score *= scale; });
-    if (problem_.softcap > 0.0f) {
-      const float softcap = problem_.softcap;
-      const float inverse = 1.0f / softcap;
-      ForEachScore(scores, [&](float& score, int, int, uint32_t) {
-        score = softcap * tanhf(score * inverse);
-      });
-    }
-    if (problem_.bias.data != nullptr) AddBias(scores, first_key, &present);
-    if (problem_.alibi_slopes != nullptr) {
-      const float slope = core::AlibiSlope(problem_, s, state_.head);
-      const int64_t diagonal =
-          core::DiagonalOffset(problem_.alibi_alignment, s) + s.q_offset - s.kv_offset - first_key;
-      ForEachScore(scores, [&](float& score, int r, int key, uint32_t) {
-        const int64_t distance = ThreadRow(r) + diagonal - key;
-        score -= slope * static_cast<float>(distance < 0 ? -distance : distance);
-      });
-    }
-    if (is_partial || problem_.bias.data != nullptr) {
-      ForEachScore(scores, [&](float& score, int, int, uint32_t bit) {
-        if ((present & bit) == 0) score = core::NegativeInfinity();
-      });
-    }
-    return present;
-  }
-
-  // Bias at visible pairs only; -inf hides a pair whatever its score.
-  __device__ __forceinline__ void AddBias(float (&scores)[kKeyTiles][4], int64_t first_key,
-                                          uint32_t* present) {
-    const Sequence& s = state_.sequence;
-    const Array4& bias = problem_.bias;
-    ForEachScore(scores, [&](float& score, int r, int key, uint32_t bit) {
-      if ((*present & bit) == 0) return;
-      const int64_t index = core::BiasOffset(bias, s, state_.head, s.q_offset + ThreadRow(r),
-                                             s.kv_offset + first_key + key);
-      const float value = LoadElement(bias.data, bias.dtype, index);
-      score += value;
-      if (value == core::NegativeInfinity()) *present &= ~bit;
-    });
-  }
-
-  // Scores of f32 rows and keys that the split cannot serve, from device memory.
-  __device__ __forceinline__ void ReplaceOverflowingScores(float (&scores)[kKeyTiles][4],
-                                                           int64_t first_key, int step,
-                                                           uint32_t present) {
-    const uint64_t query_flags = state_.query_flags;
-    const uint64_t key_flags = state_.key_flags[step & 1];
-    if ((query_flags | key_flags) == 0) return;
-    ForEachScore(scores, [&](float& score, int r, int key, uint32_t bit) {
-      const int row = static_cast<int>(ThreadRow(r) - state_.first_row);
-      if ((present & bit) == 0 || (((query_flags >> row) | (key_flags >> key)) & 1u) == 0) return;
-      score = PlainProduct(problem_, state_.sequence, state_.head, ThreadRow(r), first_key + key);
-    });
-  }
-
-  // ---- softmax ----
-
-  // Scores become probabilities against the new running maximum; sum and output are rescaled.
-  __device__ __forceinline__ void UpdateSoftmax(float (&scores)[kKeyTiles][4]) {
-    float reference[2];
-    float rescale[2];
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      float maximum = maximum_[r];
-#pragma unroll
-      for (int n = 0; n < kKeyTiles; ++n) {
-        maximum = MaxKeepNan(maximum, MaxKeepNan(scores[n][2 * r], scores[n][2 * r + 1]));
-      }
-      maximum = MaxKeepNan(maximum, __shfl_xor_sync(~0u, maximum, 1));
-      maximum = MaxKeepNan(maximum, __shfl_xor_sync(~0u, maximum, 2));
-      rescale[r] = core::SoftmaxRescale(maximum_[r], maximum);
-      reference[r] = core::SoftmaxReference(maximum);
-      maximum_[r] = maximum;
-    }
-    float tile_sum[2] = {0.0f, 0.0f};
-    ForEachScore(scores, [&](float& score, int r, int, uint32_t) {
-      score = kIsF32 ? expf(score - reference[r])
-                     : Exp2Approximate((score - reference[r]) * core::kLog2e);
-      tile_sum[r] += score;
-    });
-#pragma unroll
-    for (int r = 0; r < 2; ++r) sum_[r] = sum_[r] * rescale[r] + tile_sum[r];
-    // Once the maximum has settled, the factors are exactly 1.
-    if (__all_sync(~0u, rescale[0] == 1.0f && rescale[1] == 1.0f)) return;
-#pragma unroll
-    for (int n = 0; n < kHeadDim / 8; ++n) {
-#pragma unroll
-      for (int e = 0; e < 4; ++e) output_[n][e] *= rescale[e / 2];
-    }
-  }
-
-  // Sets dropped probabilities to 0 and returns the pairs that are left. The sum is that of the
-  // undropped row.
-  __device__ __forceinline__ uint32_t DropPairs(float (&scores)[kKeyTiles][4], int64_t first_key,
-                                                uint32_t present) {
-    const Sequence& s = state_.sequence;
-    const int64_t head_index = s.batch * problem_.q_heads + state_.head;
-    uint4 words = {};
-    uint32_t kept = present;
-    ForEachScore(scores, [&](float& score, int r, int key, uint32_t bit) {
-      const int64_t j = s.kv_offset + first_key + key;
-      // One draw serves four keys: the even one of a pair draws, the odd one only in a new group.
-      if (key % 2 == 0 || j % 4 == 0) {
-        words = DrawWords(problem_.dropout, head_index, s.q_offset + ThreadRow(r), j);
-      }
-      const uint32_t low = (j & 1) != 0 ? words.y : words.x;
-      const uint32_t high = (j & 1) != 0 ? words.w : words.z;
-      if (((j & 2) != 0 ? high : low) >= problem_.dropout.threshold) return;
-      score = 0.0f;
-      kept &= ~bit;
-    });
-    return kept;
-  }
-
-  // Adds p * v for the elements that are not in the V tile, at the pairs that are left.
-  __device__ __forceinline__ void AddTakenOutValues(float (&scores)[kKeyTiles][4],
-                                                    int64_t first_key, uint32_t kept,
-                                                    uint64_t taken_out) {
-    while (taken_out != 0) {
-      const int key = __ffsll(static_cast<long long>(taken_out)) - 1;
-      taken_out &= taken_out - 1;
-      // This row's probability of the key is held by one of its four lanes.
-      float mine[2] = {0.0f, 0.0f};
-#pragma unroll
-      for (int n = 0; n < kKeyTiles; ++n) {
-#pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          if (8 * n + e % 2 == (key & ~6)) mine[e / 2] = scores[n][e];
+          for (int e = 0; e < 4; ++e) {
+            visit(m, n, e,
+                  BiasOf(warp_ * kWarpRows + Warp::LaneRow(m, e / 2),
+                         first_key + 8 * n + 2 * (lane_ & 3) + e % 2));
+          }
         }
       }
-      const int owner = (lane_ & ~3) | ((key >> 1) & 3);
-      const int bit = 4 * (key >> 3) + (key & 1);
-      const uint32_t owner_kept = __shfl_sync(~0u, kept, owner);
-      const float probability[2] = {__shfl_sync(~0u, mine[0], owner),
-                                    __shfl_sync(~0u, mine[1], owner)};
-      const char* row =
-          state_.values.base + (first_key + key) * state_.values.row_stride * kElementBytes<kDType>;
+      return;
+    }
+    switch (problem_.bias.dtype) {
+      case DType::kF32:
+        return ForEachStagedBias<DType::kF32>(visit);
+      case DType::kF16:
+        return ForEachStagedBias<DType::kF16>(visit);
+      default:
+        return ForEachStagedBias<DType::kBF16>(visit);
+    }
+  }
+
+  template <DType kBiasType, typename Visit>
+  __device__ __forceinline__ void ForEachStagedBias(Visit visit) const {
+    const char* tile = shared_ + kBiasOffset;
+    if constexpr (kBiasType == DType::kF32) {
+      tile += (warp_ * kWarpRows + (lane_ >> 2)) * BiasPitch(4) + 8 * (lane_ & 3);
 #pragma unroll
-      for (int n = 0; n < kHeadDim / 8; ++n) {
+      for (int m = 0; m < kPolicy.row_tiles; ++m) {
 #pragma unroll
-        for (int c = 0; c < 2; ++c) {
-          const int column = 8 * n + 2 * (lane_ & 3) + c;
-          if (column >= state_.values.columns) continue;
-          const float value = LoadElement(row, kDType, column * state_.values.column_stride);
-          if (!IsExceptionalValue<kDType>(value)) continue;
+        for (int n = 0; n < kKeyTiles; ++n) {
 #pragma unroll
           for (int r = 0; r < 2; ++r) {
-            if ((owner_kept >> (bit + 2 * r)) & 1u) output_[n][2 * r + c] += probability[r] * value;
+            const float2 pair =
+                *reinterpret_cast<const float2*>(tile + (16 * m + 8 * r) * BiasPitch(4) + 32 * n);
+            visit(m, n, 2 * r, pair.x);
+            visit(m, n, 2 * r + 1, pair.y);
+          }
+        }
+      }
+    } else {
+      // A fragment load hands each lane the pairs of its scores.
+      const uint32_t rows = SharedAddress(tile) +
+                            (warp_ * kWarpRows + (lane_ & 15)) * BiasPitch(2) + 16 * (lane_ >> 4);
+#pragma unroll
+      for (int m = 0; m < kPolicy.row_tiles; ++m) {
+#pragma unroll
+        for (int n = 0; n < kKeyTiles; n += 2) {
+          uint32_t pair[4];
+          LoadMatrices(pair, rows + 16 * m * BiasPitch(2) + 16 * n);
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            visit(m, n + i / 2, 2 * (i % 2), UnpackLow<kBiasType>(pair[i]));
+            visit(m, n + i / 2, 2 * (i % 2) + 1, UnpackHigh<kBiasType>(pair[i]));
           }
         }
       }
     }
   }
 
+  // The bias of a row of the block and a key, from device memory; 0 where one of them is not there.
+  __device__ __forceinline__ float BiasOf(int row, int64_t key) const {
+    const Sequence& s = state_.sequence;
+    const Array4& bias = problem_.bias;
+    if (state_.first_row + row >= state_.rows_end || key >= core::LocalKeys(s)) return 0.0f;
+    return LoadElement(bias.data, bias.dtype,
+                       core::BiasOffset(bias, s, state_.head, s.q_offset + state_.first_row + row,
+                                        s.kv_offset + key));
+  }
+
+  // Q carries the scale's sign, but for f32.
+  __device__ __forceinline__ float ScaleOfProducts() const {
+    return kIsF32 ? problem_.scale : fabsf(problem_.scale);
+  }
+
+  // Bits of a step's keys in the flags of 64 keys of a sequence.
+  __device__ __forceinline__ uint64_t StepFlags(const SplitTensor& tensor,
+                                                int64_t first_key) const {
+    const int64_t index = FlagIndex(problem_, state_.sequence.batch, state_.head / problem_.group) +
+                          first_key / core::kTile;
+    constexpr uint64_t kStepMask =
+        kPolicy.block_keys == 64 ? ~uint64_t{0} : (uint64_t{1} << (kPolicy.block_keys % 64)) - 1;
+    return (tensor.flags[index] >> (first_key % core::kTile)) & kStepMask;
+  }
+
+  // Scores of f32 rows and keys that the split cannot serve, from device memory.
+  __device__ __forceinline__ void ReplaceOverflowingScores(typename Warp::Scores& scores,
+                                                           int64_t first_key,
+                                                           const typename Warp::Bits& bits) {
+    const uint64_t key_flags = StepFlags(params_.keys, first_key);
+    Warp::ForEachScore(scores, [&](float& score, int m, int r, int key, uint32_t bit) {
+      const int row = warp_ * kWarpRows + Warp::LaneRow(m, r);
+      const bool is_flagged =
+          (((state_.query_flags[row / 64] >> (row % 64)) | (key_flags >> key)) & 1u) != 0;
+      if ((bits[m] & bit) == 0 || !is_flagged) return;
+      score = PlainProduct(problem_, state_.sequence, state_.head, state_.first_row + row,
+                           first_key + key);
+    });
+  }
+
+  // What the values of f32 that the split cannot serve add to the output.
+  __device__ __forceinline__ void AddTakenOutValues(const typename Warp::Probabilities& packed,
+                                                    const typename Warp::Bits& bits,
+                                                    int64_t first_key) {
+    const uint64_t taken_out = StepFlags(params_.values, first_key);
+    const RowSource source = MakeRowSource<kDType>(
+        problem_.v, core::KeyOffset(problem_.v, state_.sequence, state_.head / problem_.group, 0),
+        problem_.v_dim);
+    warp_state_.AddTakenOutValues(packed, bits, taken_out, source, [&](int key) {
+      return source.base + (first_key + key) * source.row_stride * kElementBytes<kDType>;
+    });
+  }
+
   // ---- results ----
 
+  // Where a warp keeps chunk `chunk` of 8 normalised f32 columns of its row `n` before they are
+  // stored, in the place of the tiles. Rows of a fragment lie in different banks.
+  __device__ __forceinline__ float* OutputChunk(int n, int chunk) const {
+    const int swizzled = chunk ^ (n & (core::Min(kChunks, 8) - 1));
+    return reinterpret_cast<float*>(shared_) + ((warp_ * kWarpRows + n) * kChunks + swizzled) * 8;
+  }
+
   __device__ __forceinline__ void WriteRows() {
+    static_assert(kPolicy.block_rows * kHeadDim * 4 <= kStateOffset,
+                  "the output does not fit the place of the tiles");
     const Sequence& s = state_.sequence;
+    warp_state_.FinishSums();
 #pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      float sum = sum_[r];
-      sum += __shfl_xor_sync(~0u, sum, 1);
-      sum += __shfl_xor_sync(~0u, sum, 2);
-      const int64_t row = ThreadRow(r);
-      if (row >= s.q_rows) continue;
-      float maximum = maximum_[r];
-      float rescale = 1.0f;
-      const bool exists = core::RowExists(s, row);
-      if (exists && problem_.sink != nullptr) {
-        core::SoftmaxAddSink(problem_.sink[state_.head * problem_.sink_stride], &maximum, &sum,
-                             &rescale);
-      }
-      const bool is_empty = !exists || core::SoftmaxRowIsEmpty(maximum, sum);
-      const float keep_scale = problem_.dropout.enabled != 0 ? problem_.dropout.keep_scale : 1.0f;
-      const float factor = core::SoftmaxInverse(sum) * rescale * keep_scale;
-      const Array4& out = problem_.out;
-      const int64_t offset = core::QueryOffset(out, s, state_.head, row);
+    for (int m = 0; m < kPolicy.row_tiles; ++m) {
 #pragma unroll
-      for (int n = 0; n < kHeadDim / 8; ++n) {
+      for (int r = 0; r < 2; ++r) {
+        const int n = Warp::LaneRow(m, r);
+        const int64_t row = state_.first_row + warp_ * kWarpRows + n;
+        if (row >= s.q_rows) continue;
+        const RowEnd end =
+            FinishRow(problem_, s, state_.head, row, warp_state_.maximum[m][r] * Scale().scale,
+                      warp_state_.sum[m][r]);
+        if ((lane_ & 3) == 0) StoreLse(problem_, s, state_.head, row, end.lse);
 #pragma unroll
-        for (int c = 0; c < 2; ++c) {
-          const int64_t column = 8 * n + 2 * (lane_ & 3) + c;
-          if (column >= problem_.v_dim) continue;
-          const float value = is_empty ? 0.0f : output_[n][2 * r + c] * factor;
-          StoreElement(out.data, out.dtype, offset + column * out.column_stride, value);
+        for (int chunk = 0; chunk < kHeadDim / 8; ++chunk) {
+          const float low = warp_state_.output[m][chunk][2 * r] * end.factor;
+          const float high = warp_state_.output[m][chunk][2 * r + 1] * end.factor;
+          *reinterpret_cast<float2*>(OutputChunk(n, chunk) + 2 * (lane_ & 3)) =
+              end.is_empty ? make_float2(0.0f, 0.0f) : make_float2(low, high);
         }
       }
-      if (problem_.lse.data != nullptr && (lane_ & 3) == 0) {
-        static_cast<float*>(
-            problem_.lse.data)[core::QueryOffset(problem_.lse, s, state_.head, row)] =
-            is_empty ? core::NegativeInfinity() : core::SoftmaxLse(maximum, sum);
+    }
+    __syncwarp();
+    const Array4& out = problem_.out;
+    const int64_t first_row = state_.first_row + warp_ * kWarpRows;
+    const int64_t offset = core::QueryOffset(out, s, state_.head, first_row);
+    const int rows = static_cast<int>(core::Clamp<int64_t>(s.q_rows - first_row, 0, kWarpRows));
+    const bool is_vector =
+        out.dtype != DType::kF32 && out.column_stride == 1 && problem_.v_dim % 8 == 0 &&
+        out.row_stride % 8 == 0 &&
+        reinterpret_cast<uintptr_t>(static_cast<uint16_t*>(out.data) + offset) % 16 == 0;
+    if (is_vector) {
+      for (int item = lane_; item < rows * kChunks; item += kWarpSize) {
+        const int n = item / kChunks;
+        const int chunk = item % kChunks;
+        if (8 * chunk >= problem_.v_dim) continue;
+        const float4* from = reinterpret_cast<const float4*>(OutputChunk(n, chunk));
+        const float4 low = from[0];
+        const float4 high = from[1];
+        *reinterpret_cast<uint4*>(static_cast<uint16_t*>(out.data) + offset + n * out.row_stride +
+                                  8 * chunk) =
+            make_uint4(PackPair<kMathType<kDType>>(low.x, low.y),
+                       PackPair<kMathType<kDType>>(low.z, low.w),
+                       PackPair<kMathType<kDType>>(high.x, high.y),
+                       PackPair<kMathType<kDType>>(high.z, high.w));
+      }
+      return;
+    }
+    for (int n = 0; n < rows; ++n) {
+      for (int column = lane_; column < problem_.v_dim; column += kWarpSize) {
+        StoreElement(out.data, out.dtype, offset + n * out.row_stride + column * out.column_stride,
+                     OutputChunk(n, column / 8)[column % 8]);
       }
     }
   }
 
+  // Rows of a short sequence that do not exist and that the kernel of short queries leaves.
+  __device__ __forceinline__ void WriteRowsBeyondShort() {
+    const Sequence& s = state_.sequence;
+    const int64_t begin = core::Max<int64_t>(state_.first_row, MaxShortRows(problem_.group));
+    for (int64_t row = begin + warp_; row < state_.rows_end; row += kPolicy.threads / kWarpSize) {
+      for (int64_t column = lane_; column < problem_.v_dim; column += kWarpSize) {
+        StoreOutput(problem_, s, state_.head, row, column, 0.0f);
+      }
+      if (lane_ == 0) StoreLse(problem_, s, state_.head, row, core::NegativeInfinity());
+    }
+  }
+
+  const ForwardParams& params_;
   const Problem& problem_;
-  char* const query_tile_;
-  char* const key_tile_;
-  char* const value_tile_;
+  char* const shared_;
   BlockState& state_;
   const int warp_;
-  const int lane_;
-  uint32_t query_[kPolicy.query_in_registers ? kHeadSteps : 1][4];
-  float output_[kHeadDim / 8][4];
-  float maximum_[2] = {core::NegativeInfinity(), core::NegativeInfinity()};
-  float sum_[2] = {0.0f, 0.0f};  // this thread's part
+  int lane_;
+  uint32_t query_address_;  // shared addresses of this lane's fragments
+  uint32_t key_address_;
+  uint32_t value_address_;
+  uint32_t chunk_address_;  // of the chunk that this thread copies
+  const char* key_chunk_;   // where from, of key 0
+  const char* value_chunk_;
+  int list_count_;
+  int64_t list_begin_;  // the first tile of the list's chunk
+  Warp warp_state_;
+  typename Warp::QueryFragments query_;
 };
 
-template <DType kDType, int kHeadDim>
+template <DType kDType, int kHeadDim, ScoreTerms kTerms>
 __global__ void __launch_bounds__(ForwardPolicy(kDType, kHeadDim).threads,
                                   ForwardPolicy(kDType, kHeadDim).blocks_per_multiprocessor)
     ForwardKernel(const __grid_constant__ ForwardParams params) {
-  extern __shared__ __align__(128) char shared[];
+  extern __shared__ __align__(1024) char shared[];
   const int64_t item = int64_t{blockIdx.y} * gridDim.x + blockIdx.x;
   if (item >= params.items) return;
-  ForwardBlock<kDType, kHeadDim> block(params, shared);
-  block.Run(item, params.row_blocks);
+  // Heads in sections whose keys and values stay in the L2 cache; the longest row blocks (with
+  // causal masks, the last) first in each.
+  const int64_t heads = params.problem.batch * params.problem.q_heads;
+  const int64_t section_items = params.section_heads * params.row_blocks;
+  const int64_t first_head = item / section_items * params.section_heads;
+  const int64_t heads_here = core::Min(params.section_heads, heads - first_head);
+  const int64_t rest = item % section_items;
+  const int64_t row_block = params.row_blocks - 1 - rest / heads_here;
+  const int64_t head = first_head + rest % heads_here;
+  ForwardBlock<kDType, kHeadDim, kTerms> block(params, shared);
+  block.Run(head / params.problem.q_heads, head % params.problem.q_heads, row_block);
 }
 
 }  // namespace tandem::cuda

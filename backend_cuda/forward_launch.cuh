@@ -1,30 +1,30 @@
-// The launcher of one forward variant; backend_cuda/instantiations/ has a line for each.
+// The launchers of one forward variant; backend_cuda/instantiations/ has a line for each.
 #ifndef TANDEM_BACKEND_CUDA_FORWARD_LAUNCH_CUH_
 #define TANDEM_BACKEND_CUDA_FORWARD_LAUNCH_CUH_
 
-#include "backend_cuda/forward_kernel.cuh"
 #include "backend_cuda/launch.h"
 
 namespace tandem::cuda {
 
-template <core::DType kDType, int kHeadDim>
-cudaError_t LaunchForward(const core::Problem& problem, cudaStream_t stream) {
-  constexpr TilePolicy kPolicy = ForwardPolicy(kDType, kHeadDim);
-  static_assert(kPolicy.shared_bytes <= 99 * 1024, "more shared memory than sm_86 has");
-  ForwardParams params = {};
-  params.problem = problem;
-  params.row_blocks = core::CeilDiv<int64_t>(problem.q_rows, kPolicy.block_rows);
-  params.items = problem.batch * problem.q_heads * params.row_blocks;
+// Whether rows of a 16-bit tensor can be copied by aligned chunks of 16 bytes.
+inline bool HasChunks(const core::Array4& array, int64_t dim) {
+  const int64_t strides = array.batch_stride | array.head_stride | array.row_stride;
+  return array.column_stride == 1 && dim % 8 == 0 && strides % 8 == 0 &&
+         reinterpret_cast<uintptr_t>(array.data) % 16 == 0;
+}
+
+// Launches params.items blocks; fewer than 2^31 along each dimension of the grid.
+inline cudaError_t LaunchItems(const void* kernel, ForwardParams& params, int threads,
+                               int shared_bytes, cudaStream_t stream) {
   if (params.items == 0) return cudaSuccess;
-  const void* kernel = reinterpret_cast<const void*>(&ForwardKernel<kDType, kHeadDim>);
-  const cudaError_t error = cudaFuncSetAttribute(
-      kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kPolicy.shared_bytes);
+  const cudaError_t error =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
   if (error != cudaSuccess) return error;
   const int64_t width = core::Min<int64_t>(params.items, INT32_MAX);
   const dim3 grid(static_cast<unsigned>(width),
                   static_cast<unsigned>(core::CeilDiv<int64_t>(params.items, width)));
   void* arguments[] = {&params};
-  return cudaLaunchKernel(kernel, grid, dim3(kPolicy.threads), arguments, kPolicy.shared_bytes,
+  return cudaLaunchKernel(kernel, grid, dim3(threads), arguments, static_cast<size_t>(shared_bytes),
                           stream);
 }
 

@@ -5,13 +5,23 @@
 
 #include <cuda_runtime_api.h>
 
+#include "backend_cuda/params.h"
 #include "core/backend.h"
 
 namespace tandem::cuda {
 
-// One (batch, head, row block) triple per thread block. kHeadDim: HeadDimBucket(max(Dqk, Dv)).
+// The forward pass of the sequences that are not short, and of those that are, up to the merge of
+// their splits. kHeadDim: HeadDimBucket(max(Dqk, Dv)). params: problem and workspace are set.
 template <core::DType kDType, int kHeadDim>
-cudaError_t LaunchForward(const core::Problem& problem, cudaStream_t stream);
+cudaError_t LaunchForwardTiles(ForwardParams params, cudaStream_t stream);
+template <core::DType kDType, int kHeadDim>
+cudaError_t LaunchForwardShort(ForwardParams params, cudaStream_t stream);
+
+// Merges the partial results of short sequences.
+cudaError_t LaunchMergeSplits(const ForwardParams& params, cudaStream_t stream);
+
+// Splits the keys and values of f32 problems into planes.
+cudaError_t LaunchSplitPlanes(const ForwardParams& params, cudaStream_t stream);
 
 // Writes the rows of packed outputs that belong to no sequence. Before the forward kernel: the
 // sequences of hostile cu_seqlens may overlap such rows.

@@ -6,6 +6,9 @@
 // owner to see.
 #include <cuda_runtime_api.h>
 
+#include <cstdlib>
+#include <cstring>
+
 #include "backend_cuda/launch.h"
 #include "backend_cuda/policy.h"
 #include "core/backend.h"
@@ -20,6 +23,23 @@ using core::Problem;
 using core::Text;
 
 constexpr uint64_t kFeatureSm80 = 1;
+constexpr uint64_t kFeatureSm90 = 2;
+
+// TANDEM_CUDA_ARCH caps the kernels that are used, as TANDEM_CPU_ISA does on CPUs: sm80 leaves the
+// portable family, sm90 (or nothing) all that the GPU serves. What is not known counts as sm80.
+struct ArchCap {
+  const char* value;  // null: not set
+  bool is_known;
+  uint64_t features;
+};
+
+ArchCap ReadArchCap() {
+  const char* value = std::getenv("TANDEM_CUDA_ARCH");
+  if (value == nullptr || *value == '\0' || std::strcmp(value, "sm90") == 0) {
+    return {value, true, kFeatureSm80 | kFeatureSm90};
+  }
+  return {value, std::strcmp(value, "sm80") == 0, kFeatureSm80};
+}
 
 // Makes a device current for one call and the caller's device current again after it.
 class DeviceScope {
@@ -124,10 +144,20 @@ tandem_status GetDeviceInfo(int32_t index, core::DeviceInfo* info, Text* error) 
     return StatusOf(result, "reading its properties", context);
   }
   *info = {};
-  info->features = properties.major >= 8 ? kFeatureSm80 : 0;
-  Format(&info->description, "%s, compute capability %d.%d, %d multiprocessors, %.0f GiB",
+  const ArchCap cap = ReadArchCap();
+  const uint64_t features =
+      (properties.major >= 8 ? kFeatureSm80 : 0) | (properties.major == 9 ? kFeatureSm90 : 0);
+  info->features = features & cap.features;
+  Text limit = {};
+  if (!cap.is_known) {
+    Format(&limit, "; TANDEM_CUDA_ARCH is \"%.40s\", not sm80 or sm90, and is taken as sm80",
+           cap.value);
+  } else if (cap.value != nullptr && *cap.value != '\0') {
+    Format(&limit, "; TANDEM_CUDA_ARCH caps it at %s", cap.value);
+  }
+  Format(&info->description, "%s, compute capability %d.%d, %d multiprocessors, %.0f GiB%.200s",
          properties.name, properties.major, properties.minor, properties.multiProcessorCount,
-         static_cast<double>(properties.totalGlobalMem) / (1024.0 * 1024.0 * 1024.0));
+         static_cast<double>(properties.totalGlobalMem) / (1024.0 * 1024.0 * 1024.0), limit.data);
   return TANDEM_STATUS_OK;
 }
 
@@ -136,7 +166,7 @@ tandem_status GetDeviceInfo(int32_t index, core::DeviceInfo* info, Text* error) 
 template <DType kDType>
 bool DeclineForward(const Problem& problem, Text* reason) {
   if (problem.is_backward) {
-    Format(reason, "the backward pass is not built yet");
+    Format(reason, "it serves the forward pass only; CUDA has no backward pass yet");
   } else if (problem.dtype != kDType) {
     Format(reason, "it serves %s, and q is %s", core::DTypeName(kDType),
            core::DTypeName(problem.dtype));
@@ -154,10 +184,29 @@ bool DeclineForward(const Problem& problem, Text* reason) {
   return true;
 }
 
-int64_t NoWorkspace(const Problem&) { return 0; }
+int64_t WorkspaceSize(const Problem& problem) {
+  ForwardParams params = {};
+  params.problem = problem;
+  return LayOutWorkspace(&params, nullptr);
+}
+
+template <DType kDType, int kHeadDim>
+cudaError_t LaunchForward(const ForwardParams& params, cudaStream_t stream) {
+  cudaError_t error = cudaSuccess;
+  if (MayBeShort(params.problem)) {
+    error = LaunchForwardShort<kDType, kHeadDim>(params, stream);
+    if (error == cudaSuccess) error = LaunchMergeSplits(params, stream);
+  }
+  if (error != cudaSuccess || !MayBeLong(params.problem)) return error;
+  if (kDType == DType::kF32) error = LaunchSplitPlanes(params, stream);
+  return error != cudaSuccess ? error : LaunchForwardTiles<kDType, kHeadDim>(params, stream);
+}
 
 template <DType kDType>
-tandem_status RunForward(const Problem& problem, void*, const Context& context) {
+tandem_status RunForward(const Problem& problem, void* workspace, const Context& context) {
+  ForwardParams params = {};
+  params.problem = problem;
+  LayOutWorkspace(&params, static_cast<char*>(workspace));
   return OnDevice(context, "launching the forward pass", [&](cudaStream_t stream) {
     if (core::IsPacked(problem)) {
       const cudaError_t error = LaunchFillGaps(problem, stream);
@@ -165,13 +214,13 @@ tandem_status RunForward(const Problem& problem, void*, const Context& context) 
     }
     switch (HeadDimBucket(core::Max(problem.qk_dim, problem.v_dim))) {
       case 32:
-        return LaunchForward<kDType, 32>(problem, stream);
+        return LaunchForward<kDType, 32>(params, stream);
       case 64:
-        return LaunchForward<kDType, 64>(problem, stream);
+        return LaunchForward<kDType, 64>(params, stream);
       case 128:
-        return LaunchForward<kDType, 128>(problem, stream);
+        return LaunchForward<kDType, 128>(params, stream);
       default:
-        return LaunchForward<kDType, 256>(problem, stream);
+        return LaunchForward<kDType, 256>(params, stream);
     }
   });
 }
@@ -180,11 +229,11 @@ constexpr const char* kRequirement = "a GPU of compute capability 8.0 or newer";
 
 constexpr core::KernelRecord kKernels[] = {
     {"efficient_cuda.sm80.bf16", kFeatureSm80, kRequirement, DeclineForward<DType::kBF16>,
-     NoWorkspace, RunForward<DType::kBF16>},
+     WorkspaceSize, RunForward<DType::kBF16>},
     {"efficient_cuda.sm80.f16", kFeatureSm80, kRequirement, DeclineForward<DType::kF16>,
-     NoWorkspace, RunForward<DType::kF16>},
+     WorkspaceSize, RunForward<DType::kF16>},
     {"efficient_cuda.sm80.f32", kFeatureSm80, kRequirement, DeclineForward<DType::kF32>,
-     NoWorkspace, RunForward<DType::kF32>},
+     WorkspaceSize, RunForward<DType::kF32>},
 };
 
 tandem_status PrepareMask(const Problem& problem, const core::PreparationLayout& layout,

@@ -54,6 +54,17 @@ __device__ __forceinline__ void CopyAsync16(uint32_t shared_address, const void*
                "r"(bytes)
                : "memory");
 }
+// Copies 16 bytes.
+__device__ __forceinline__ void CopyAsync16(uint32_t shared_address, const void* source) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address), "l"(source)
+               : "memory");
+}
+// Copies 8 bytes, or fills them with zeros where `bytes` is 0.
+__device__ __forceinline__ void CopyAsync8(uint32_t shared_address, const void* source, int bytes) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(shared_address), "l"(source),
+               "r"(bytes)
+               : "memory");
+}
 __device__ __forceinline__ void CommitCopies() {
   asm volatile("cp.async.commit_group;" ::: "memory");
 }

@@ -22,6 +22,15 @@
 
 namespace tandem::cuda {
 
+// The rows of one head of one sequence.
+struct RowSource {
+  const char* base;
+  int64_t row_stride;     // in elements
+  int64_t column_stride;  // in elements
+  int32_t columns;
+  bool is_vector;  // contiguous rows that start at multiples of 16 bytes
+};
+
 template <DType kDType>
 inline constexpr int64_t kElementBytes = kDType == DType::kF32 ? 4 : 2;
 // The type of the tensor-core products.
@@ -102,7 +111,7 @@ __device__ __forceinline__ void SplitChunk(float (&x)[8], char* shared, int plan
       x[e] = 0.0f;
     }
   }
-  if (flagged) RaiseFlag(flags, row);
+  if (flagged) RaiseFlag(flags + row / 64, row % 64);
   uint32_t part[4][3];
 #pragma unroll
   for (int pair = 0; pair < 4; ++pair)
@@ -114,18 +123,53 @@ __device__ __forceinline__ void SplitChunk(float (&x)[8], char* shared, int plan
   }
 }
 
-// Stages rows [first_row, first_row + kRows) of a source; rows at or beyond `rows` are zeros and
-// not read. f16 and bf16 may still be under way when this returns: commit and wait for the
-// asynchronous copies. The bits do not depend on how they are loaded.
+// StageTile for rows that 16-byte copies cannot serve. A call: it is rare and its callers have no
+// registers to spare. Its arguments go by value: a reference would put them into local memory.
+template <DType kDType, int kHeadDim, int kRows, int kThreads, TileUse kUse>
+static __device__ __noinline__ void StageElements(RowSource source, int64_t first_row, int64_t rows,
+                                                  char* shared, uint64_t* flags, int thread) {
+  constexpr int kChunks = kHeadDim / 8;
+  for (int c = thread; c < kRows * kChunks; c += kThreads) {
+    const int row = c / kChunks;
+    const int column = c % kChunks * 8;
+    const int columns_left = first_row + row < rows ? source.columns - column : 0;
+    const char* from =
+        source.base + ((first_row + row) * source.row_stride + column * source.column_stride) *
+                          kElementBytes<kDType>;
+    char* target = shared + ChunkOffset<kHeadDim>(row, c % kChunks);
+    if constexpr (kDType == DType::kF32) {
+      float x[8];
+#pragma unroll
+      for (int e = 0; e < 8; ++e) {
+        x[e] = e < columns_left ? reinterpret_cast<const float*>(from)[e * source.column_stride]
+                                : 0.0f;
+      }
+      SplitChunk<kUse>(x, target, kRows * kHeadDim * 2, flags, row);
+    } else {
+      uint32_t x[8];
+#pragma unroll
+      for (int e = 0; e < 8; ++e) {
+        x[e] = e < columns_left ? reinterpret_cast<const uint16_t*>(from)[e * source.column_stride]
+                                : 0u;
+      }
+      StoreChunk(target, x[0] | x[1] << 16, x[2] | x[3] << 16, x[4] | x[5] << 16,
+                 x[6] | x[7] << 16);
+    }
+  }
+}
+
+// Stages rows [first_row, first_row + kRows) of a source by `kThreads` threads, numbered from 0;
+// rows at or beyond `rows` are zeros and not read. f16 and bf16 may still be under way when this
+// returns: commit and wait for the asynchronous copies. The bits do not depend on how they are
+// loaded. flags: one bit per row (f32).
 template <DType kDType, int kHeadDim, int kRows, int kThreads, TileUse kUse>
 __device__ __forceinline__ void StageTile(const RowSource& source, int64_t first_row, int64_t rows,
-                                          char* shared, uint64_t* flags) {
+                                          char* shared, uint64_t* flags, int thread) {
   constexpr int kChunks = kHeadDim / 8;
   constexpr int64_t kBytes = kElementBytes<kDType>;
   constexpr int kRowStep = kThreads / kChunks;  // a thread stays in its column of chunks
   static_assert(kThreads % kChunks == 0 && kRows % kRowStep == 0, "chunks do not divide evenly");
   // Opaque, so that no address is computed ahead and held in registers through the caller's loop.
-  int thread = threadIdx.x;
   asm volatile("" : "+r"(thread));
   const int column = thread % kChunks * 8;
   // Compared before it is clamped: ptxas up to CUDA 13.3 can fuse a comparison of the clamped
@@ -167,29 +211,67 @@ __device__ __forceinline__ void StageTile(const RowSource& source, int64_t first
     }
     return;
   }
-#pragma unroll 1
-  for (int i = 0; i < kRows / kRowStep; ++i) {
-    const int row = first + i * kRowStep;
-    const int count = row < rows_here ? columns : 0;
-    const char* from = start + i * step;
-    if constexpr (kDType == DType::kF32) {
-      float x[8];
+  StageElements<kDType, kHeadDim, kRows, kThreads, kUse>(source, first_row, rows, shared, flags,
+                                                         thread);
+}
+
+// The part of one thread in copying 16-bit tiles of `kRows` rows: a column of chunks of 16 bytes.
+// Rows must be whole chunks at multiples of 16 bytes; chunks beyond `columns` are left alone.
+template <int kHeadDim, int kRows, int kThreads>
+class ChunkColumn {
+ public:
+  static constexpr int kChunks = kHeadDim / 8;
+  static constexpr int kRowStep = kThreads / kChunks;
+  static constexpr int kRowBytes = kHeadDim * 2;
+  static_assert(kThreads % kChunks == 0 && kRows % kRowStep == 0, "chunks do not divide evenly");
+
+  static __device__ __forceinline__ int Row(int thread) { return thread / kChunks; }
+  static __device__ __forceinline__ int Column(int thread) { return thread % kChunks * 8; }
+  // Shared address of the thread's first chunk in the tile at `tile`.
+  static __device__ __forceinline__ uint32_t Target(uint32_t tile, int thread) {
+    return tile + ChunkOffset<kHeadDim>(Row(thread), thread % kChunks);
+  }
+  // Device address of the thread's chunk of a tile that begins with row 0.
+  static __device__ __forceinline__ const char* Source(const char* base, int64_t row_bytes,
+                                                       int thread) {
+    return base + Row(thread) * row_bytes + Column(thread) * 2;
+  }
+
+  // Copies a tile whose rows are all there.
+  static __device__ __forceinline__ void CopyWhole(uint32_t target, const char* source,
+                                                   int64_t row_bytes) {
 #pragma unroll
-      for (int e = 0; e < 8; ++e) {
-        x[e] = e < count ? reinterpret_cast<const float*>(from)[e * source.column_stride] : 0.0f;
-      }
-      SplitChunk<kUse>(x, target(row), kRows * kHeadDim * 2, flags, row);
-    } else {
-      uint32_t x[8];
-#pragma unroll
-      for (int e = 0; e < 8; ++e) {
-        x[e] = e < count ? reinterpret_cast<const uint16_t*>(from)[e * source.column_stride] : 0u;
-      }
-      StoreChunk(target(row), x[0] | x[1] << 16, x[2] | x[3] << 16, x[4] | x[5] << 16,
-                 x[6] | x[7] << 16);
+    for (int i = 0; i < kRows / kRowStep; ++i) {
+      CopyAsync16(RowTarget(target, i), source + i * kRowStep * row_bytes);
     }
   }
-}
+  // Copies the first `rows` rows of a tile; the others become zeros.
+  static __device__ __forceinline__ void CopyCut(uint32_t target, const char* source,
+                                                 int64_t row_bytes, int64_t rows, int thread) {
+    const int left = static_cast<int>(core::Min<int64_t>(rows, kRows)) - Row(thread);
+#pragma unroll
+    for (int i = 0; i < kRows / kRowStep; ++i) {
+      const bool is_there = i * kRowStep < left;
+      CopyAsync16(RowTarget(target, i), is_there ? source + i * kRowStep * row_bytes : source,
+                  is_there ? 16 : 0);
+    }
+  }
+
+  // Zeros for the chunks of a tile that no copy reaches.
+  static __device__ __forceinline__ void ClearBeyond(char* tile, int64_t columns, int thread) {
+    if (Column(thread) < columns) return;
+    for (int row = Row(thread); row < kRows; row += kRowStep) {
+      StoreChunk(tile + ChunkOffset<kHeadDim>(row, thread % kChunks), 0, 0, 0, 0);
+    }
+  }
+
+ private:
+  // The permutation of chunks changes with the low bits of the row.
+  static __device__ __forceinline__ uint32_t RowTarget(uint32_t target, int i) {
+    const uint32_t permuted = kChunks >= 8 ? (i * kRowStep & 7) * 16 : 0;
+    return (target ^ permuted) + i * kRowStep * kRowBytes;
+  }
+};
 
 // Nonzero in the top bit of each half that is not finite.
 template <DType kDType>
@@ -199,25 +281,47 @@ __device__ __forceinline__ uint32_t NonFiniteHalves(uint32_t pair) {
   return ((pair & kExponent) + kLowest) & 0x80008000u;
 }
 
-// Takes the non-finite elements out of the f16 or bf16 V tile and flags their keys. Each thread
-// looks at the chunks that it staged itself, so its own copies must have arrived, no one else's.
-template <DType kDType, int kHeadDim, int kRows, int kThreads>
-__device__ __forceinline__ void TakeOutNonFinite(char* shared, uint64_t* flags) {
+// The bits of 1.
+template <DType kDType>
+inline constexpr uint32_t kOneOf = kDType == DType::kF16 ? 0x3c00u : 0x3f80u;
+
+// Replaces every chunk of a tile by what `change(four words)` makes of it.
+template <int kHeadDim, int kRows, int kThreads, typename Change>
+__device__ __forceinline__ void ForEachChunk(char* shared, int thread, Change change) {
   constexpr int kChunks = kHeadDim / 8;
-#pragma unroll 4
-  for (int c = threadIdx.x; c < kRows * kChunks; c += kThreads) {
-    const int row = c / kChunks;
-    uint4* chunk = reinterpret_cast<uint4*>(shared + ChunkOffset<kHeadDim>(row, c % kChunks));
+  for (int c = thread; c < kRows * kChunks; c += kThreads) {
+    uint4* chunk =
+        reinterpret_cast<uint4*>(shared + ChunkOffset<kHeadDim>(c / kChunks, c % kChunks));
     const uint4 x = *chunk;
-    const uint32_t bad[4] = {NonFiniteHalves<kDType>(x.x), NonFiniteHalves<kDType>(x.y),
-                             NonFiniteHalves<kDType>(x.z), NonFiniteHalves<kDType>(x.w)};
-    if ((bad[0] | bad[1] | bad[2] | bad[3]) == 0) continue;
-    // 0x8000 becomes 0xffff.
-    const auto keep = [](uint32_t top_bits) { return ~((top_bits >> 15) * 0xffffu); };
-    *chunk =
-        make_uint4(x.x & keep(bad[0]), x.y & keep(bad[1]), x.z & keep(bad[2]), x.w & keep(bad[3]));
-    RaiseFlag(flags, row);
+    *chunk = make_uint4(change(x.x), change(x.y), change(x.z), change(x.w));
   }
+}
+
+// Takes the non-finite elements out of a f16 or bf16 V tile; says whether this thread met one.
+template <DType kDType, int kHeadDim, int kRows, int kThreads>
+__device__ __forceinline__ bool TakeOutNonFinite(char* shared, int thread) {
+  uint32_t met = 0;
+  ForEachChunk<kHeadDim, kRows, kThreads>(shared, thread, [&](uint32_t pair) {
+    const uint32_t bad = NonFiniteHalves<kDType>(pair);
+    met |= bad;
+    return pair & ~((bad >> 15) * 0xffffu);  // 0x8000 becomes 0xffff
+  });
+  return met != 0;
+}
+
+// Leaves ones in the place of the non-finite elements of a tile, and zeros elsewhere.
+template <DType kDType, int kHeadDim, int kRows, int kThreads>
+__device__ __forceinline__ void KeepNonFiniteAsOnes(char* shared, int thread) {
+  ForEachChunk<kHeadDim, kRows, kThreads>(shared, thread, [](uint32_t pair) {
+    return (NonFiniteHalves<kDType>(pair) >> 15) * kOneOf<kDType>;
+  });
+}
+
+// Changes the sign of every element of a f16 or bf16 Q tile; each thread those that it staged.
+template <int kHeadDim, int kRows, int kThreads>
+__device__ __forceinline__ void FlipSigns(char* shared, int thread) {
+  ForEachChunk<kHeadDim, kRows, kThreads>(shared, thread,
+                                          [](uint32_t pair) { return pair ^ 0x80008000u; });
 }
 
 }  // namespace tandem::cuda

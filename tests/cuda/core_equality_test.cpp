@@ -52,7 +52,8 @@ int64_t CompareMask(const Case& source) {
   const core::Backend& backend = *dispatch::StateOf(TANDEM_DEVICE_CUDA).backend;
   const core::Context context = {0, 0, nullptr, nullptr, &dispatch::LastError()};
   dispatch::Staging staging(backend, context, 0);
-  EXPECT_EQ(staging.Upload(source.problem(), source.outputs(), host.problem()), TANDEM_STATUS_OK)
+  EXPECT_EQ(staging.Upload(source.problem(), source.outputs(), nullptr, host.problem()),
+            TANDEM_STATUS_OK)
       << tandem_last_error();
   core::Problem device;
   EXPECT_EQ(core::Validate(&staging.problem(), &staging.outputs(), nullptr, &device,

@@ -181,6 +181,64 @@ TEST_F(DeviceMemory, SmallGraphReplaysWithNewData) {
   cudaStreamDestroy(stream);
 }
 
+// Runs a plan 1000 times over the same inputs; every run must give the first one's bits.
+void ExpectEqualRuns(DType dtype, int64_t q_rows, int64_t kv_rows, const Mask& mask) {
+  const int64_t kv_heads = 1;
+  const auto make = [&](int64_t heads, int64_t rows, uint64_t seed) {
+    const std::vector<float> values = Normals(heads * rows * kDim, seed);
+    std::vector<uint8_t> bytes(values.size() * (dtype == DType::kF32 ? 4 : 2));
+    for (size_t n = 0; n < values.size(); ++n) {
+      uint32_t bits;
+      std::memcpy(&bits, &values[n], 4);
+      // The upper half is the value in bf16, and some finite number in f16.
+      if (dtype == DType::kF16) bits &= 0xbfffffffu;
+      const uint16_t upper = static_cast<uint16_t>(bits >> 16);
+      if (dtype == DType::kF32) {
+        std::memcpy(&bytes[4 * n], &bits, 4);
+      } else {
+        std::memcpy(&bytes[2 * n], &upper, 2);
+      }
+    }
+    return DeviceArray<uint8_t>(bytes);
+  };
+  const auto q = make(kHeads, q_rows, 11), k = make(kv_heads, kv_rows, 12),
+             v = make(kv_heads, kv_rows, 13);
+  DeviceArray<float> out(kHeads * q_rows * kDim), lse(kHeads * q_rows);
+  tandem::Problem problem(Layout::kBHSD, q.View(dtype, {1, kHeads, q_rows, kDim}),
+                          k.View(dtype, {1, kv_heads, kv_rows, kDim}),
+                          v.View(dtype, {1, kv_heads, kv_rows, kDim}));
+  problem.mask = mask;
+  const tandem::Outputs outputs(out.View(DType::kF32, {1, kHeads, q_rows, kDim}),
+                                lse.View(DType::kF32, {1, kHeads, q_rows}));
+  const Plan plan(problem, outputs);
+  DeviceArray<uint8_t> workspace(static_cast<int64_t>(plan.workspace_size()));
+  std::vector<float> expected_out, expected_lse;
+  const auto bits_differ = [](const std::vector<float>& a, const std::vector<float>& b) {
+    return std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) != 0;
+  };
+  for (int run = 0; run < 1000; ++run) {
+    plan.Run(problem, outputs, workspace.data(), plan.workspace_size(), nullptr);
+    if (run == 0) {
+      expected_out = out.Fetch();
+      expected_lse = lse.Fetch();
+      continue;
+    }
+    ASSERT_FALSE(bits_differ(out.Fetch(), expected_out)) << "run " << run;
+    ASSERT_FALSE(bits_differ(lse.Fetch(), expected_lse)) << "run " << run;
+  }
+}
+
+TEST_F(DeviceMemory, ThousandRunsAreEqual) {
+  const std::vector<uint8_t> mask = RandomMask(300);
+  const DeviceArray<uint8_t> device_mask(mask);
+  const Mask dense = Dense(device_mask.View(DType::kBool, {300, 300}));
+  for (const DType dtype : {DType::kF32, DType::kF16, DType::kBF16}) {
+    SCOPED_TRACE(static_cast<int>(dtype));
+    ExpectEqualRuns(dtype, 300, 300, dense);
+    ExpectEqualRuns(dtype, 2, 3000, Mask());  // split over the keys
+  }
+}
+
 // One packed call with metadata on the device; returns the status word.
 int32_t RunPacked(const std::vector<int32_t>& cu, const std::vector<int32_t>& lengths,
                   int64_t longest, std::vector<float>* result) {

@@ -35,11 +35,11 @@ std::vector<CaseSpec> Quarter(bool wanted) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Small, Agreement,
-                         ::testing::Combine(::testing::ValuesIn(AvailableKernels()),
+                         ::testing::Combine(::testing::ValuesIn(ForwardKernels()),
                                             ::testing::ValuesIn(Quarter(true))),
                          NameOf);
 INSTANTIATE_TEST_SUITE_P(Table, Agreement,
-                         ::testing::Combine(::testing::ValuesIn(AvailableKernels()),
+                         ::testing::Combine(::testing::ValuesIn(ForwardKernels()),
                                             ::testing::ValuesIn(Quarter(false))),
                          NameOf);
 
@@ -57,7 +57,7 @@ TEST_P(RandomAgreement, WithTheOracle) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Seeds, RandomAgreement,
-                         ::testing::Combine(::testing::ValuesIn(AvailableKernels()),
+                         ::testing::Combine(::testing::ValuesIn(ForwardKernels()),
                                             ::testing::Range(0, 10)),
                          [](const auto& info) {
                            return TestName(std::get<0>(info.param).name + "__" +

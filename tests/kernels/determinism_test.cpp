@@ -203,7 +203,7 @@ TEST_P(Determinism, EightThreadsShareOnePlan) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Kernels, Determinism,
-                         ::testing::Combine(::testing::ValuesIn(AvailableKernels()),
+                         ::testing::Combine(::testing::ValuesIn(ForwardKernels()),
                                             ::testing::ValuesIn(Specs())),
                          [](const ::testing::TestParamInfo<Parameter>& info) {
                            return TestName(std::get<0>(info.param).name + "__" +

@@ -81,7 +81,7 @@ TEST_P(F32Accuracy, IsThatOfAnOrdinaryEvaluation) {
 }
 
 std::vector<Kernel> F32Kernels() {
-  std::vector<Kernel> kernels = AvailableKernels();
+  std::vector<Kernel> kernels = ForwardKernels();
   std::erase_if(kernels, [](const Kernel& kernel) {
     return kernel.name.ends_with("f16");  // bf16 too
   });

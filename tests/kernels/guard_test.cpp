@@ -70,7 +70,7 @@ TEST_P(GuardSmall, NothingBesideTheTensorsIsTouched) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Placements, GuardSmall,
-                         ::testing::Combine(::testing::ValuesIn(AvailableKernels()),
+                         ::testing::Combine(::testing::ValuesIn(ForwardKernels()),
                                             ::testing::ValuesIn(Specs())),
                          [](const ::testing::TestParamInfo<Parameter>& info) {
                            return TestName(std::get<0>(info.param).name + "__" +

@@ -137,7 +137,7 @@ TEST_P(PoisonSmall, VisibleBadValuesShowWhereTheyAreSeen) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Terms, PoisonSmall,
-                         ::testing::Combine(::testing::ValuesIn(AvailableKernels()),
+                         ::testing::Combine(::testing::ValuesIn(ForwardKernels()),
                                             ::testing::ValuesIn(PoisonSpecs())),
                          [](const ::testing::TestParamInfo<Parameter>& info) {
                            return TestName(std::get<0>(info.param).name + "__" +

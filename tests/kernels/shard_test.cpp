@@ -116,7 +116,7 @@ TEST_P(ShardSmall, MergedShardsAreTheWhole) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Kernels, ShardSmall,
-                         ::testing::Combine(::testing::ValuesIn(AvailableKernels()),
+                         ::testing::Combine(::testing::ValuesIn(ForwardKernels()),
                                             ::testing::ValuesIn(Specs())),
                          [](const ::testing::TestParamInfo<Parameter>& info) {
                            return TestName(std::get<0>(info.param).name + "__" +

@@ -42,6 +42,13 @@ std::vector<Kernel> AvailableKernels() {
   return kernels;
 }
 
+std::vector<Kernel> ForwardKernels() {
+  std::vector<Kernel> kernels = AvailableKernels();
+  std::erase_if(kernels,
+                [](const Kernel& kernel) { return kernel.name.starts_with("flash_cpu_backward"); });
+  return kernels;
+}
+
 std::string TestName(const std::string& text) {
   std::string name = text;
   for (char& c : name) {

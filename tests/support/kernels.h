@@ -24,6 +24,8 @@ std::ostream& operator<<(std::ostream& stream, const Kernel& kernel);
 std::vector<Kernel> RegisteredKernels();
 // Those that this machine can run.
 std::vector<Kernel> AvailableKernels();
+// Those of them that compute the forward pass; tests/kernels/backward.h has the others.
+std::vector<Kernel> ForwardKernels();
 
 // "flash_cpu.avx2" -> "flash_cpu_avx2": what a test's name may hold.
 std::string TestName(const std::string& text);
@@ -44,7 +46,7 @@ oracle::Arithmetic ArithmeticOf(const Kernel& kernel, const CaseSpec& spec);
 bool MustAccept(const Kernel& kernel, const CaseSpec& spec);
 
 // TANDEM_REQUIRE holds a comma-separated list of hardware whose absence is a failure: cuda, avx2,
-// avx512.
+// avx512, amx.
 bool IsRequired(const std::string& hardware);
 // Whether TANDEM_REQUIRE asks for the hardware that this kernel lacks.
 bool IsRequired(const Kernel& kernel);

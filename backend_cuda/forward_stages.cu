@@ -1,0 +1,177 @@
+// The kernels before and after the forward kernels: the split of f32 keys and values into planes,
+// and the merge of the partial results of short sequences.
+#include "backend_cuda/launch.h"
+#include "backend_cuda/row_output.cuh"
+#include "backend_cuda/tile_staging.cuh"
+
+namespace tandem::cuda {
+namespace {
+
+constexpr int kThreads = 128;
+
+// One block per 64 keys of a sequence and key head, and per tensor (keys, values).
+template <int kHeadDim>
+__global__ void __launch_bounds__(kThreads)
+    SplitPlanesKernel(const __grid_constant__ ForwardParams params) {
+  constexpr int kChunks = kHeadDim / 8;
+  const core::Problem& p = params.problem;
+  __shared__ unsigned long long flags;
+  if (threadIdx.x == 0) flags = 0;
+  __syncthreads();
+  const int64_t words = FlagWords(p);
+  const int64_t word = blockIdx.x % words;
+  const int64_t kv_head = blockIdx.x / words % p.kv_heads;
+  const int64_t batch = blockIdx.x / words / p.kv_heads;
+  const bool is_values = blockIdx.y != 0;
+  int32_t status = 0;
+  const core::Sequence s = core::ResolveSequence(p, batch, &status);
+  if (IsShort(p, s)) return;
+  const core::Array4& array = is_values ? p.v : p.k;
+  const SplitTensor& tensor = is_values ? params.values : params.keys;
+  const int64_t dim = is_values ? p.v_dim : p.qk_dim;
+  const int64_t first = word * core::kTile;
+  const int count =
+      static_cast<int>(core::Clamp<int64_t>(core::LocalKeys(s) - first, 0, core::kTile));
+  const int64_t plane_row = PlaneRow(p, s, kv_head) + first;
+  for (int c = threadIdx.x; c < count * kChunks; c += kThreads) {
+    const int row = c / kChunks;
+    const int column = c % kChunks * 8;
+    const int64_t offset = core::KeyOffset(array, s, kv_head, first + row);
+    float x[8];
+#pragma unroll
+    for (int e = 0; e < 8; ++e) {
+      x[e] = column + e < dim
+                 ? LoadElement(array.data, DType::kF32, offset + (column + e) * array.column_stride)
+                 : 0.0f;
+    }
+    char* target =
+        reinterpret_cast<char*>(tensor.planes + (plane_row + row) * 3 * kHeadDim + column);
+    uint64_t* word_flags = reinterpret_cast<uint64_t*>(&flags);
+    if (is_values) {
+      SplitChunk<TileUse::kValues>(x, target, kHeadDim * 2, word_flags, row);
+    } else {
+      SplitChunk<TileUse::kScores>(x, target, kHeadDim * 2, word_flags, row);
+    }
+  }
+  __syncthreads();
+  if (threadIdx.x == 0) tensor.flags[FlagIndex(p, batch, kv_head) + word] = flags;
+}
+
+constexpr int kMergeWarps = 8;
+constexpr int kMergeThreads = 32 * kMergeWarps;
+
+// One block per row and head of a short sequence. Warp w adds up the splits w, w + 8, ... in their
+// order, lane by lane of columns; then the warps are added up in theirs.
+__global__ void __launch_bounds__(kMergeThreads)
+    MergeSplitsKernel(const __grid_constant__ ForwardParams params) {
+  const core::Problem& p = params.problem;
+  const PartialResults& partials = params.partials;
+  const int64_t row = blockIdx.x % partials.rows;
+  const int64_t head = blockIdx.x / partials.rows % p.q_heads;
+  const int64_t batch = blockIdx.x / partials.rows / p.q_heads;
+  int32_t status = 0;
+  const core::Sequence s = core::ResolveSequence(p, batch, &status);
+  const int splits = static_cast<int>(SplitCount(s));
+  if (!IsShort(p, s) || row >= s.q_rows || splits <= 1) return;
+  const int64_t first = PartialIndex(partials, p.q_heads, batch, head, row);
+  const int warp = threadIdx.x / 32;
+  const int lane = threadIdx.x % 32;
+
+  // Weights of the splits and the sum, by the first warp, two splits a lane.
+  static_assert(kMostSplits == 64);
+  __shared__ float weights[kMostSplits];
+  __shared__ float row_maximum;
+  __shared__ float row_sum;
+  if (warp == 0) {
+    float maxima[2];
+    float sums[2];
+    for (int half = 0; half < 2; ++half) {
+      const int split = lane + 32 * half;
+      maxima[half] = split < splits ? partials.maximum[first + split] : core::NegativeInfinity();
+      sums[half] = split < splits ? partials.sum[first + split] : 0.0f;
+    }
+    float maximum = core::MaxKeepNan(maxima[0], maxima[1]);
+    for (int lanes = 16; lanes > 0; lanes /= 2) {
+      maximum = core::MaxKeepNan(maximum, __shfl_xor_sync(~0u, maximum, lanes));
+    }
+    float sum = 0.0f;
+    for (int half = 0; half < 2; ++half) {
+      const float weight = core::SoftmaxRescale(maxima[half], maximum);
+      weights[lane + 32 * half] = weight;
+      sum += sums[half] * weight;
+    }
+    for (int lanes = 16; lanes > 0; lanes /= 2) sum += __shfl_xor_sync(~0u, sum, lanes);
+    if (lane == 0) {
+      row_maximum = maximum;
+      row_sum = sum;
+    }
+  }
+  __syncthreads();
+
+  constexpr int kColumns = kMaxHeadDim / 32;
+  const float* output = partials.output + first * p.v_dim;
+  float value[kColumns] = {};
+#pragma unroll 8
+  for (int n = 0; n < static_cast<int>(kMostSplits) / kMergeWarps; ++n) {
+    const int split = warp + n * kMergeWarps;
+    if (split >= splits) break;
+#pragma unroll
+    for (int c = 0; c < kColumns; ++c) {
+      const int64_t column = lane + 32 * c;
+      if (column < p.v_dim) value[c] += output[split * p.v_dim + column] * weights[split];
+    }
+  }
+  __shared__ float values[kMergeWarps][kMaxHeadDim];
+#pragma unroll
+  for (int c = 0; c < kColumns; ++c) values[warp][lane + 32 * c] = value[c];
+  __syncthreads();
+  const RowEnd end = FinishRow(p, s, head, row, row_maximum, row_sum);
+  for (int column = threadIdx.x; column < p.v_dim; column += kMergeThreads) {
+    float merged = 0.0f;
+    for (int w = 0; w < kMergeWarps; ++w) merged += values[w][column];
+    StoreOutput(p, s, head, row, column, end.is_empty ? 0.0f : merged * end.factor);
+  }
+  if (threadIdx.x == 0) StoreLse(p, s, head, row, end.lse);
+}
+
+}  // namespace
+
+cudaError_t LaunchSplitPlanes(const ForwardParams& params, cudaStream_t stream) {
+  const core::Problem& p = params.problem;
+  const int64_t blocks = p.batch * p.kv_heads * FlagWords(p);
+  if (blocks == 0) return cudaSuccess;
+  if (blocks > INT32_MAX) return cudaErrorInvalidConfiguration;
+  const void* kernel = nullptr;
+  switch (HeadDimBucket(core::Max(p.qk_dim, p.v_dim))) {
+    case 32:
+      kernel = reinterpret_cast<const void*>(&SplitPlanesKernel<32>);
+      break;
+    case 64:
+      kernel = reinterpret_cast<const void*>(&SplitPlanesKernel<64>);
+      break;
+    case 128:
+      kernel = reinterpret_cast<const void*>(&SplitPlanesKernel<128>);
+      break;
+    default:
+      kernel = reinterpret_cast<const void*>(&SplitPlanesKernel<256>);
+      break;
+  }
+  ForwardParams argument = params;
+  void* arguments[] = {&argument};
+  return cudaLaunchKernel(kernel, dim3(static_cast<unsigned>(blocks), 2), dim3(kThreads), arguments,
+                          0, stream);
+}
+
+cudaError_t LaunchMergeSplits(const ForwardParams& params, cudaStream_t stream) {
+  const core::Problem& p = params.problem;
+  const int64_t blocks = p.batch * p.q_heads * params.partials.rows;
+  if (params.partials.splits <= 1 || blocks == 0) return cudaSuccess;
+  if (blocks > INT32_MAX) return cudaErrorInvalidConfiguration;
+  ForwardParams argument = params;
+  void* arguments[] = {&argument};
+  return cudaLaunchKernel(reinterpret_cast<const void*>(&MergeSplitsKernel),
+                          dim3(static_cast<unsigned>(blocks)), dim3(kMergeThreads), arguments, 0,
+                          stream);
+}
+
+}  // namespace tandem::cuda

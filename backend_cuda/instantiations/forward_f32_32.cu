@@ -1,4 +1,0 @@
-#include "backend_cuda/forward_launch.cuh"
-
-template cudaError_t tandem::cuda::LaunchForward<tandem::core::DType::kF32, 32>(
-    const tandem::core::Problem&, cudaStream_t);

@@ -1,0 +1,4 @@
+#include "backend_cuda/short_launch.cuh"
+
+template cudaError_t tandem::cuda::LaunchForwardShort<tandem::core::DType::kBF16, 256>(
+    tandem::cuda::ForwardParams, cudaStream_t);

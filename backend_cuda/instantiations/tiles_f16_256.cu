@@ -1,0 +1,4 @@
+#include "backend_cuda/tile_launch.cuh"
+
+template cudaError_t tandem::cuda::LaunchForwardTiles<tandem::core::DType::kF16, 256>(
+    tandem::cuda::ForwardParams, cudaStream_t);

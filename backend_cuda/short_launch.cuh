@@ -1,0 +1,26 @@
+// The launcher of the forward kernel for short queries, of one type and head dimension.
+#ifndef TANDEM_BACKEND_CUDA_SHORT_LAUNCH_CUH_
+#define TANDEM_BACKEND_CUDA_SHORT_LAUNCH_CUH_
+
+#include "backend_cuda/forward_launch.cuh"
+#include "backend_cuda/short_kernel.cuh"
+
+namespace tandem::cuda {
+
+template <core::DType kDType, int kHeadDim>
+cudaError_t LaunchForwardShort(ForwardParams params, cudaStream_t stream) {
+  using Block = ShortBlock<kDType, kHeadDim>;
+  static_assert(Block::kSharedBytes <= kSmallestSharedBytes, "more shared memory than sm_86 has");
+  const core::Problem& p = params.problem;
+  params.row_blocks =
+      core::CeilDiv<int64_t>(core::Min(p.q_rows, MaxShortRows(p.group)) * p.group, kShortBlockRows);
+  params.items =
+      p.batch * p.kv_heads * core::Max<int64_t>(params.partials.splits, 1) * params.row_blocks;
+  params.has_chunks = HasChunks(p.k, p.qk_dim) && HasChunks(p.v, p.v_dim);
+  return LaunchItems(reinterpret_cast<const void*>(&ShortKernel<kDType, kHeadDim>), params,
+                     Block::kPolicy.threads, Block::kSharedBytes, stream);
+}
+
+}  // namespace tandem::cuda
+
+#endif  // TANDEM_BACKEND_CUDA_SHORT_LAUNCH_CUH_

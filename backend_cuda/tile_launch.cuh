@@ -1,0 +1,75 @@
+// The launcher of the forward kernel for blocks of rows, of one type and head dimension.
+#ifndef TANDEM_BACKEND_CUDA_TILE_LAUNCH_CUH_
+#define TANDEM_BACKEND_CUDA_TILE_LAUNCH_CUH_
+
+#include "backend_cuda/forward_kernel.cuh"
+#include "backend_cuda/forward_launch.cuh"
+
+namespace tandem::cuda {
+
+inline constexpr int64_t kSectionBytes = int64_t{24} << 20;  // of K and V, of about 50 MB of L2
+
+// Bytes of a bias element where its tiles can be staged by 16-byte copies, else 0.
+inline int32_t StagedBiasBytes(const core::Problem& p, int block_keys) {
+  const core::Array4& bias = p.bias;
+  if (bias.data == nullptr || bias.column_stride != 1) return 0;
+  const int64_t bytes = bias.dtype == core::DType::kF32 ? 4 : 2;
+  const int64_t strides = bias.batch_stride | bias.head_stride | bias.row_stride | p.kv_offset;
+  const bool is_aligned = reinterpret_cast<uintptr_t>(bias.data) % 16 == 0 &&
+                          strides * bytes % 16 == 0 && block_keys * bytes % 16 == 0;
+  return is_aligned ? static_cast<int32_t>(bytes) : 0;
+}
+
+// Whether scores are products by an ordinary scale, and nothing but a bias comes on top: a scale
+// that neither overflows nor vanishes in the exponential.
+inline bool HasOrdinaryScores(const core::Problem& p) {
+  const float magnitude = p.scale < 0.0f ? -p.scale : p.scale;
+  return p.alibi_slopes == nullptr && p.softcap <= 0.0f && p.dropout.enabled == 0 &&
+         magnitude > 1e-30f && magnitude < 1e30f;
+}
+
+template <core::DType kDType, int kHeadDim, ScoreTerms kTerms>
+cudaError_t LaunchTiles(ForwardParams& params, cudaStream_t stream) {
+  constexpr TilePolicy kPolicy = ForwardPolicy(kDType, kHeadDim);
+  return LaunchItems(reinterpret_cast<const void*>(&ForwardKernel<kDType, kHeadDim, kTerms>),
+                     params, kPolicy.threads, ForwardSharedBytes(kPolicy, params.bias_bytes),
+                     stream);
+}
+
+template <core::DType kDType, int kHeadDim>
+cudaError_t LaunchForwardTiles(ForwardParams params, cudaStream_t stream) {
+  constexpr TilePolicy kPolicy = ForwardPolicy(kDType, kHeadDim);
+  constexpr bool kIsF32 = kDType == core::DType::kF32;
+  static_assert(ForwardSharedBytes(kPolicy, 0) <= kSmallestSharedBytes,
+                "more shared memory than sm_86 has");
+  const core::Problem& p = params.problem;
+  params.row_blocks = core::CeilDiv<int64_t>(p.q_rows, kPolicy.block_rows);
+  params.items = p.batch * p.q_heads * params.row_blocks;
+  const int64_t head_bytes = p.kv_rows * (p.qk_dim + p.v_dim) * kElementBytes<kDType>;
+  params.section_heads = core::Clamp<int64_t>(
+      kSectionBytes / core::Max<int64_t>(head_bytes, 1) * p.group, 1, p.batch * p.q_heads);
+  params.has_chunks = kIsF32 || (HasChunks(p.k, p.qk_dim) && HasChunks(p.v, p.v_dim));
+  const bool has_ordinary_scores = HasOrdinaryScores(p);
+  // The sign of a scale is moved into Q, but for f32.
+  if (has_ordinary_scores && p.bias.data == nullptr && (!kIsF32 || p.scale > 0.0f)) {
+    return LaunchTiles<kDType, kHeadDim, ScoreTerms::kHiding>(params, stream);
+  }
+  if constexpr (!kIsF32) {
+    params.bias_bytes = StagedBiasBytes(p, kPolicy.block_keys);
+    int device = 0;
+    int most = 0;
+    cudaError_t error = cudaGetDevice(&device);
+    if (error != cudaSuccess) return error;
+    error = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+    if (error != cudaSuccess) return error;
+    if (ForwardSharedBytes(kPolicy, params.bias_bytes) > most) params.bias_bytes = 0;
+    if (has_ordinary_scores && params.bias_bytes != 0) {
+      return LaunchTiles<kDType, kHeadDim, ScoreTerms::kBias>(params, stream);
+    }
+  }
+  return LaunchTiles<kDType, kHeadDim, ScoreTerms::kAny>(params, stream);
+}
+
+}  // namespace tandem::cuda
+
+#endif  // TANDEM_BACKEND_CUDA_TILE_LAUNCH_CUH_

@@ -354,26 +354,31 @@ class ForwardBlock {
     const int64_t row_step = kStep * bias.row_stride * kBytes;
 #pragma unroll
     for (int i = 0; i < kPolicy.block_rows / kStep; ++i) {
-      // A copy of 0 bytes reads nothing.
-      CopyAsync16(target + i * kStep * BiasPitch(kBytes), from,
-                  first + i * kStep < rows ? size : 0);
+      const bool is_there = first + i * kStep < rows;
+      const uint32_t row_target = target + i * kStep * BiasPitch(kBytes);
+      if (is_there && size != 0 && size != 16) {
+        StagePartialChunk(row_target, from, size, kBytes);
+      } else {
+        CopyAsync16(row_target, is_there && size == 16 ? from : key_chunk_, is_there ? size : 0);
+      }
       from += row_step;
     }
   }
 
-  // Each thread completes the word of its row: its own copy of the dense word has arrived.
-  __device__ __forceinline__ void CompleteWords(const Tile& tile) {
-    if (threadIdx.x >= kPolicy.block_rows) return;
-    if ((tile.properties & kStructuredPart) == 0 && HasWholeWords()) return;
-    const Sequence& s = state_.sequence;
+  // The word of this thread's row by the terms that are not copied, in quad order.
+  __device__ __forceinline__ uint64_t ComputedWord(const Tile& tile) const {
     const int64_t row = state_.first_row + threadIdx.x;
+    if (threadIdx.x >= kPolicy.block_rows || row >= state_.rows_end) return 0;
+    if ((tile.properties & kStructuredPart) == 0 && HasWholeWords()) return ~uint64_t{0};
+    const Sequence& s = state_.sequence;
     const int64_t first_key = tile.first_key & ~int64_t{63};
-    uint64_t word = 0;
-    if (row < state_.rows_end) {
-      word = core::ToQuadOrder(
-          HasWholeWords() ? core::StructuredWord(problem_.mask, s, state_.head, row, first_key)
-                          : core::VisibleWord(problem_.mask, s, state_.head, row, first_key));
-    }
+    return core::ToQuadOrder(
+        HasWholeWords() ? core::StructuredWord(problem_.mask, s, state_.head, row, first_key)
+                        : core::VisibleWord(problem_.mask, s, state_.head, row, first_key));
+  }
+  // Puts it where the block reads it; this thread's own copy of the dense word has arrived.
+  __device__ __forceinline__ void StoreWord(const Tile& tile, uint64_t word) {
+    if (threadIdx.x >= kPolicy.block_rows) return;
     if ((tile.properties & kDensePart) != 0 && HasWholeWords()) {
       word &= state_.visible_words[threadIdx.x];
     }
@@ -402,15 +407,16 @@ class ForwardBlock {
   // While K is multiplied V is under way, and the next K while V is.
   __device__ __forceinline__ void VisitTile(const Tile& tile, bool has_next, const Tile& next,
                                             bool is_careful) {
+    const bool is_partial = (tile.properties & kHiddenMask) != 0;
+    const uint64_t word = is_partial ? ComputedWord(tile) : 0;
     WaitCopies<0>();
-    if ((tile.properties & kHiddenMask) != 0) CompleteWords(tile);
+    if (is_partial) StoreWord(tile, word);
     __syncthreads();
     StartValues(tile);
     typename Warp::Scores scores;
     Warp::template MultiplyQueryKey<kPolicy.query_in_registers>(
         query_address_, kQueryPlaneBytes, query_, key_address_, kTilePlaneBytes, scores);
     typename Warp::Bits bits;
-    const bool is_partial = (tile.properties & kHiddenMask) != 0;
     if (!kIsPlain || kIsF32 || is_partial || is_careful) {
       LoadBits(tile.first_key, is_partial, bits);
     }

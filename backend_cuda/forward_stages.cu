@@ -32,15 +32,17 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t first = word * core::kTile;
   const int count =
       static_cast<int>(core::Clamp<int64_t>(core::LocalKeys(s) - first, 0, core::kTile));
+  if (count == 0) return;
   const int64_t plane_row = PlaneRow(p, s, kv_head) + first;
-  for (int c = threadIdx.x; c < count * kChunks; c += kThreads) {
+  // Rows beyond the last key are zeros up to the end of the tile.
+  for (int c = threadIdx.x; c < core::kTile * kChunks; c += kThreads) {
     const int row = c / kChunks;
     const int column = c % kChunks * 8;
     const int64_t offset = core::KeyOffset(array, s, kv_head, first + row);
     float x[8];
 #pragma unroll
     for (int e = 0; e < 8; ++e) {
-      x[e] = column + e < dim
+      x[e] = row < count && column + e < dim
                  ? LoadElement(array.data, DType::kF32, offset + (column + e) * array.column_stride)
                  : 0.0f;
     }

@@ -312,6 +312,7 @@ class ShortBlock {
     } else if (hides_pairs) {
       has_taken_out =
           __any_sync(~0u, TakeOutNonFinite<kDType, kHeadDim, 16, kWarpSize>(tile, lane_));
+      __syncwarp();  // a vote does not order memory
     }
     attention_.MultiplyProbabilityValue(packed, values, kTilePlaneBytes);
     if constexpr (!kIsF32) {

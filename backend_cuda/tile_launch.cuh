@@ -45,9 +45,15 @@ cudaError_t LaunchForwardTiles(ForwardParams params, cudaStream_t stream) {
   const core::Problem& p = params.problem;
   params.row_blocks = core::CeilDiv<int64_t>(p.q_rows, kPolicy.block_rows);
   params.items = p.batch * p.q_heads * params.row_blocks;
+  // Where row blocks differ in length, all heads are one section: a long block of a last section
+  // would begin when the others have ended.
+  const int64_t heads = p.batch * p.q_heads;
   const int64_t head_bytes = p.kv_rows * (p.qk_dim + p.v_dim) * kElementBytes<kDType>;
-  params.section_heads = core::Clamp<int64_t>(
-      kSectionBytes / core::Max<int64_t>(head_bytes, 1) * p.group, 1, p.batch * p.q_heads);
+  params.section_heads =
+      p.mask.band_count > 0 || core::IsPacked(p)
+          ? heads
+          : core::Clamp<int64_t>(kSectionBytes / core::Max<int64_t>(head_bytes, 1) * p.group, 1,
+                                 heads);
   params.has_chunks = kIsF32 || (HasChunks(p.k, p.qk_dim) && HasChunks(p.v, p.v_dim));
   const bool has_ordinary_scores = HasOrdinaryScores(p);
   // The sign of a scale is moved into Q, but for f32.

@@ -215,6 +215,22 @@ __device__ __forceinline__ void StageTile(const RowSource& source, int64_t first
                                                          thread);
 }
 
+// Stores a chunk of which only the first `size` bytes are there, by elements of `bytes`. A call,
+// because it is rare.
+static __device__ __noinline__ void StagePartialChunk(uint32_t target, const char* from, int size,
+                                                      int bytes) {
+  for (int offset = 0; offset < 16; offset += bytes) {
+    if (bytes == 2) {
+      const uint16_t x =
+          offset < size ? *reinterpret_cast<const uint16_t*>(from + offset) : uint16_t{0};
+      asm volatile("st.shared.u16 [%0], %1;" ::"r"(target + offset), "h"(x) : "memory");
+    } else {
+      const uint32_t x = offset < size ? *reinterpret_cast<const uint32_t*>(from + offset) : 0u;
+      asm volatile("st.shared.u32 [%0], %1;" ::"r"(target + offset), "r"(x) : "memory");
+    }
+  }
+}
+
 // The part of one thread in copying 16-bit tiles of `kRows` rows: a column of chunks of 16 bytes.
 // Rows must be whole chunks at multiples of 16 bytes; chunks beyond `columns` are left alone.
 template <int kHeadDim, int kRows, int kThreads>

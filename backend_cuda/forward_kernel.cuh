@@ -379,6 +379,7 @@ class ForwardBlock {
   // Puts it where the block reads it; this thread's own copy of the dense word has arrived.
   __device__ __forceinline__ void StoreWord(const Tile& tile, uint64_t word) {
     if (threadIdx.x >= kPolicy.block_rows) return;
+    if ((tile.properties & kStructuredPart) == 0 && HasWholeWords()) return;
     if ((tile.properties & kDensePart) != 0 && HasWholeWords()) {
       word &= state_.visible_words[threadIdx.x];
     }

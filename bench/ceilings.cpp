@@ -103,6 +103,8 @@ struct alignas(64) Tiles {
 // Four accumulators, two tiles of rows and two of columns, all in registers.
 __attribute__((target("amx-tile,amx-bf16"))) void AmxProducts(const Tiles& tiles) {
   const TileConfig config;
+  // GCC 12's intrinsic says that it reads 8 of these 64 bytes, and the others would not be written.
+  asm volatile("" : : "r"(&config) : "memory");
   _tile_loadconfig(&config);
   _tile_zero(0);
   _tile_zero(1);

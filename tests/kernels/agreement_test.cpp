@@ -19,10 +19,6 @@ TEST_P(Agreement, WithTheOracle) {
   CheckKernel(kernel, spec);
 }
 
-std::string NameOf(const ::testing::TestParamInfo<Parameter>& info) {
-  return TestName(std::get<0>(info.param).name + "__" + std::get<1>(info.param).name);
-}
-
 // A quarter of the table is enough for the sanitizers of devices, which are slow.
 std::vector<CaseSpec> Quarter(bool wanted) {
   std::vector<CaseSpec> cases;
@@ -37,11 +33,11 @@ std::vector<CaseSpec> Quarter(bool wanted) {
 INSTANTIATE_TEST_SUITE_P(Small, Agreement,
                          ::testing::Combine(::testing::ValuesIn(ForwardKernels()),
                                             ::testing::ValuesIn(Quarter(true))),
-                         NameOf);
+                         KernelAndCaseName());
 INSTANTIATE_TEST_SUITE_P(Table, Agreement,
                          ::testing::Combine(::testing::ValuesIn(ForwardKernels()),
                                             ::testing::ValuesIn(Quarter(false))),
-                         NameOf);
+                         KernelAndCaseName());
 
 class RandomAgreement : public ::testing::TestWithParam<std::tuple<Kernel, int>> {};
 

@@ -22,10 +22,7 @@ TEST_P(BackwardAgreement, WithTheOracle) {
 INSTANTIATE_TEST_SUITE_P(Table, BackwardAgreement,
                          ::testing::Combine(::testing::ValuesIn(BackwardKernels()),
                                             ::testing::ValuesIn(CaseTable())),
-                         [](const ::testing::TestParamInfo<Parameter>& info) {
-                           return TestName(std::get<0>(info.param).name + "__" +
-                                           std::get<1>(info.param).name);
-                         });
+                         KernelAndCaseName());
 
 class BackwardRandom : public ::testing::TestWithParam<std::tuple<Kernel, int>> {};
 

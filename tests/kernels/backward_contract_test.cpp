@@ -14,10 +14,6 @@ namespace tandem::test {
 namespace {
 
 using Parameter = std::tuple<Kernel, CaseSpec>;
-std::string NameOf(const ::testing::TestParamInfo<Parameter>& info) {
-  return TestName(std::get<0>(info.param).name + "__" + std::get<1>(info.param).name);
-}
-
 class BackwardPoison : public ::testing::TestWithParam<Parameter> {
  protected:
   const Kernel& kernel() const { return std::get<0>(GetParam()); }
@@ -121,23 +117,14 @@ TEST_P(BackwardPoison, VisibleNanShowsWhereItIsSeen) {
 INSTANTIATE_TEST_SUITE_P(Terms, BackwardPoison,
                          ::testing::Combine(::testing::ValuesIn(BackwardKernels()),
                                             ::testing::ValuesIn(PoisonSpecs())),
-                         NameOf);
+                         KernelAndCaseName());
 
 std::vector<CaseSpec> GuardSpecs() {
   std::vector<CaseSpec> specs;
   const auto add = [&](const char* name, tandem_layout layout, int64_t q_rows, int64_t kv_rows,
                        int64_t qk_dim, int64_t v_dim, std::vector<TermSpec> terms) {
-    CaseSpec spec;
-    spec.name = name;
-    spec.layout = layout;
-    spec.q_heads = 2;
-    spec.q_rows = q_rows;
-    spec.kv_rows = kv_rows;
-    spec.qk_dim = qk_dim;
-    spec.v_dim = v_dim;
-    spec.terms = std::move(terms);
-    spec.seed = specs.size() + 60;
-    specs.push_back(spec);
+    specs.push_back(SizedCase(name, layout, q_rows, kv_rows, qk_dim, v_dim, std::move(terms),
+                              specs.size() + 60));
   };
   const tandem_layout bhsd = TANDEM_LAYOUT_BHSD, bshd = TANDEM_LAYOUT_BSHD;
   add("one", bhsd, 1, 1, 1, 1, {});
@@ -182,7 +169,7 @@ TEST_P(BackwardGuard, NothingBesideTheTensorsIsTouched) {
 INSTANTIATE_TEST_SUITE_P(Placements, BackwardGuard,
                          ::testing::Combine(::testing::ValuesIn(BackwardKernels()),
                                             ::testing::ValuesIn(GuardSpecs())),
-                         NameOf);
+                         KernelAndCaseName());
 
 }  // namespace
 }  // namespace tandem::test

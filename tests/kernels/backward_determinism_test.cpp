@@ -151,16 +151,7 @@ std::vector<float> FirstSequence(BackwardCase& c) {
 TEST_P(BackwardDeterminism, BatchMatesChangeNothing) {
   std::vector<float> alone;
   for (const int64_t batch : {1, 3, 8}) {
-    CaseSpec changed = spec();
-    changed.batch = batch;
-    if (changed.layout == TANDEM_LAYOUT_THD) {
-      // The first sequence is the longest, so that the dense mask keeps its shape.
-      for (std::vector<int64_t>* lens : {&changed.q_lens, &changed.kv_lens}) {
-        while (static_cast<int64_t>(lens->size()) < batch) lens->push_back(17);
-        lens->resize(batch);
-      }
-    }
-    BackwardCase c(changed);
+    BackwardCase c(WithBatch(spec(), batch));
     c.dout().Fill(0.5);  // dO and dLSE are drawn for all sequences together
     c.dlse().Fill(-0.25);
     ASSERT_EQ(c.RunForward(), TANDEM_STATUS_OK) << tandem_last_error();
@@ -174,10 +165,7 @@ TEST_P(BackwardDeterminism, BatchMatesChangeNothing) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Kernels, BackwardDeterminism, ::testing::ValuesIn(Parameters()),
-                         [](const auto& info) {
-                           return TestName(std::get<0>(info.param).name + "__" +
-                                           std::get<1>(info.param).name);
-                         });
+                         KernelAndCaseName());
 
 }  // namespace
 }  // namespace tandem::test

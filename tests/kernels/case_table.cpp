@@ -354,6 +354,31 @@ void AddMemory(Table* table) {
 
 }  // namespace
 
+CaseSpec SizedCase(const char* name, tandem_layout layout, int64_t q_rows, int64_t kv_rows,
+                   int64_t qk_dim, int64_t v_dim, std::vector<TermSpec> terms, uint64_t seed) {
+  CaseSpec spec;
+  spec.name = name;
+  spec.layout = layout;
+  spec.q_heads = 2;
+  spec.q_rows = q_rows;
+  spec.kv_rows = kv_rows;
+  spec.qk_dim = qk_dim;
+  spec.v_dim = v_dim;
+  spec.terms = std::move(terms);
+  spec.seed = seed;
+  return spec;
+}
+
+CaseSpec WithBatch(CaseSpec spec, int64_t batch) {
+  spec.batch = batch;
+  if (spec.layout != TANDEM_LAYOUT_THD) return spec;
+  for (std::vector<int64_t>* lens : {&spec.q_lens, &spec.kv_lens}) {
+    while (static_cast<int64_t>(lens->size()) < batch) lens->push_back(17);
+    lens->resize(static_cast<size_t>(batch));
+  }
+  return spec;
+}
+
 std::vector<CaseSpec> CaseTable() {
   Table table;
   AddShapes(&table);

@@ -13,6 +13,13 @@ namespace tandem::test {
 // Every name is unique.
 std::vector<CaseSpec> CaseTable();
 
+// Two heads of these sizes.
+CaseSpec SizedCase(const char* name, tandem_layout layout, int64_t q_rows, int64_t kv_rows,
+                   int64_t qk_dim, int64_t v_dim, std::vector<TermSpec> terms, uint64_t seed);
+// The case with so many sequences. Packed, its first one is the longest, so that a dense mask keeps
+// its shape.
+CaseSpec WithBatch(CaseSpec spec, int64_t batch);
+
 CaseSpec RandomCase(uint64_t seed);
 // What a random case is made of, in one line.
 std::string Summary(const CaseSpec& spec);

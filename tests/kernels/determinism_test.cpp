@@ -103,16 +103,7 @@ std::vector<uint8_t> FirstSequence(Case& c) {
 TEST_P(Determinism, BatchMatesChangeNothing) {
   std::vector<uint8_t> alone;
   for (const int64_t batch : {1, 3, 8}) {
-    CaseSpec changed = spec();
-    changed.batch = batch;
-    if (changed.layout == TANDEM_LAYOUT_THD) {
-      // The first sequence is the longest, so that the dense mask keeps its shape.
-      for (std::vector<int64_t>* lens : {&changed.q_lens, &changed.kv_lens}) {
-        while (static_cast<int64_t>(lens->size()) < batch) lens->push_back(17);
-        lens->resize(batch);
-      }
-    }
-    Case c(changed);
+    Case c(WithBatch(spec(), batch));
     if (!RunOrCountDeclined(kernel(), c)) return;
     const std::vector<uint8_t> first = FirstSequence(c);
     if (batch == 1) alone = first;
@@ -205,10 +196,7 @@ TEST_P(Determinism, EightThreadsShareOnePlan) {
 INSTANTIATE_TEST_SUITE_P(Kernels, Determinism,
                          ::testing::Combine(::testing::ValuesIn(ForwardKernels()),
                                             ::testing::ValuesIn(Specs())),
-                         [](const ::testing::TestParamInfo<Parameter>& info) {
-                           return TestName(std::get<0>(info.param).name + "__" +
-                                           std::get<1>(info.param).name);
-                         });
+                         KernelAndCaseName());
 
 }  // namespace
 }  // namespace tandem::test

@@ -119,10 +119,7 @@ TEST_P(Gradcheck, AgreesWithDifferences) {
 INSTANTIATE_TEST_SUITE_P(Kernels, Gradcheck,
                          ::testing::Combine(::testing::ValuesIn(BackwardKernels()),
                                             ::testing::ValuesIn(Specs())),
-                         [](const auto& info) {
-                           return TestName(std::get<0>(info.param).name + "__" +
-                                           std::get<1>(info.param).name);
-                         });
+                         KernelAndCaseName());
 
 }  // namespace
 }  // namespace tandem::test

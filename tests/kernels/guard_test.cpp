@@ -12,17 +12,8 @@ std::vector<CaseSpec> Specs() {
   std::vector<CaseSpec> specs;
   const auto add = [&](const char* name, tandem_layout layout, int64_t q_rows, int64_t kv_rows,
                        int64_t qk_dim, int64_t v_dim, std::vector<TermSpec> terms) {
-    CaseSpec spec;
-    spec.name = name;
-    spec.layout = layout;
-    spec.q_heads = 2;
-    spec.q_rows = q_rows;
-    spec.kv_rows = kv_rows;
-    spec.qk_dim = qk_dim;
-    spec.v_dim = v_dim;
-    spec.terms = std::move(terms);
-    spec.seed = specs.size() + 40;
-    specs.push_back(spec);
+    specs.push_back(SizedCase(name, layout, q_rows, kv_rows, qk_dim, v_dim, std::move(terms),
+                              specs.size() + 40));
   };
   const tandem_layout bhsd = TANDEM_LAYOUT_BHSD, bshd = TANDEM_LAYOUT_BSHD;
   add("one", bhsd, 1, 1, 1, 1, {});
@@ -72,10 +63,7 @@ TEST_P(GuardSmall, NothingBesideTheTensorsIsTouched) {
 INSTANTIATE_TEST_SUITE_P(Placements, GuardSmall,
                          ::testing::Combine(::testing::ValuesIn(ForwardKernels()),
                                             ::testing::ValuesIn(Specs())),
-                         [](const ::testing::TestParamInfo<Parameter>& info) {
-                           return TestName(std::get<0>(info.param).name + "__" +
-                                           std::get<1>(info.param).name);
-                         });
+                         KernelAndCaseName());
 
 }  // namespace
 }  // namespace tandem::test

@@ -139,10 +139,7 @@ TEST_P(PoisonSmall, VisibleBadValuesShowWhereTheyAreSeen) {
 INSTANTIATE_TEST_SUITE_P(Terms, PoisonSmall,
                          ::testing::Combine(::testing::ValuesIn(ForwardKernels()),
                                             ::testing::ValuesIn(PoisonSpecs())),
-                         [](const ::testing::TestParamInfo<Parameter>& info) {
-                           return TestName(std::get<0>(info.param).name + "__" +
-                                           std::get<1>(info.param).name);
-                         });
+                         KernelAndCaseName());
 
 }  // namespace
 }  // namespace tandem::test

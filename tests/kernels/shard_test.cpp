@@ -118,10 +118,7 @@ TEST_P(ShardSmall, MergedShardsAreTheWhole) {
 INSTANTIATE_TEST_SUITE_P(Kernels, ShardSmall,
                          ::testing::Combine(::testing::ValuesIn(ForwardKernels()),
                                             ::testing::ValuesIn(Specs())),
-                         [](const ::testing::TestParamInfo<Parameter>& info) {
-                           return TestName(std::get<0>(info.param).name + "__" +
-                                           std::get<1>(info.param).name);
-                         });
+                         KernelAndCaseName());
 
 TEST(MergeSmall, EmptyPartialsChangeNoBit) {
   const Shape shape = {1, 2, 5, 3};

@@ -4,6 +4,7 @@
 
 #include <ostream>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "oracle/bounds.h"
@@ -29,6 +30,13 @@ std::vector<Kernel> ForwardKernels();
 
 // "flash_cpu.avx2" -> "flash_cpu_avx2": what a test's name may hold.
 std::string TestName(const std::string& text);
+// Names the tests of a suite whose parameters are a kernel and a case.
+struct KernelAndCaseName {
+  template <typename Info>
+  std::string operator()(const Info& info) const {
+    return TestName(std::get<0>(info.param).name + "__" + std::get<1>(info.param).name);
+  }
+};
 
 struct RunSettings {
   int32_t threads = 0;

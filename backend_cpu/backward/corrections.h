@@ -1,5 +1,5 @@
-// What packing left out: elements of q, k, v and dO that are not finite, for the pairs that are
-// visible. Rare, so written plainly.
+// What packing left out: elements of q, k, v and dO that the products cannot stand for, for the
+// pairs that are visible. Rare, so written plainly.
 #ifndef TANDEM_BACKEND_CPU_BACKWARD_CORRECTIONS_H_
 #define TANDEM_BACKEND_CPU_BACKWARD_CORRECTIONS_H_
 
@@ -46,12 +46,13 @@ __attribute__((noinline)) inline void CorrectProducts(const TilePair& pair) {
   const core::Problem& p = *pair.plane->p;
   const QueryWords& q = *QueryWordsOf(*pair.plane, pair.q_tile);
   const KeyWords& k = *KeyWordsOf(*pair.plane, pair.kv_tile);
-  RedoProducts(pair, p.q, q.q_not_finite, p.k, k.k_not_finite, p.qk_dim, pair.scratch->p);
-  RedoProducts(pair, p.dout, q.dout_not_finite, p.v, k.v_not_finite, p.v_dim, pair.scratch->ds);
+  RedoProducts(pair, p.q, q.q_left_out, p.k, k.k_left_out, p.qk_dim, pair.scratch->p);
+  RedoProducts(pair, p.dout, q.dout_left_out, p.v, k.v_left_out, p.v_dim, pair.scratch->ds);
 }
 
-// sums(row or key, column) += factor * element for the elements of marked rows that are not finite.
+// sums(row or key, column) += factor * element for the elements of marked rows that were left out.
 // by_rows: the marked are query rows and the sums are of keys; else the other way round.
+template <class Multiplier>
 TANDEM_ISA_INLINE void AddElements(const TilePair& pair, bool by_rows, const core::Array4& array,
                                    uint64_t marked, const uint64_t* words, const float* factors,
                                    int64_t dim, float* sums, int64_t columns) {
@@ -60,19 +61,21 @@ TANDEM_ISA_INLINE void AddElements(const TilePair& pair, bool by_rows, const cor
     const RawRow row = by_rows ? RawQueryRow(pair, array, n) : RawKeyRow(pair, array, n);
     for (int64_t c = 0; c < dim; ++c) {
       const float x = row.At(c);
-      if (core::IsFinite(x)) continue;
+      if (!Multiplier::IsLeftOut(x)) continue;
       for (int64_t m = by_rows ? 0 : pair.row_begin; m < (by_rows ? core::kTile : pair.row_end);
            ++m) {
         const int64_t r = by_rows ? n : m, j = by_rows ? m : n;
         if (((words[r] >> j) & 1u) != 0) {
-          sums[m * columns + c] += factors[r * core::kTile + j] * x;
+          sums[by_rows ? Multiplier::KeySum(m, c, columns) : Multiplier::QuerySum(m, c, columns)] +=
+              factors[r * core::kTile + j] * x;
         }
       }
     }
   }
 }
 
-__attribute__((noinline)) inline void CorrectSums(const TilePair& pair) {
+template <class Multiplier>
+__attribute__((noinline)) void CorrectSums(const TilePair& pair) {
   const Plane& plane = *pair.plane;
   const core::Problem& p = *plane.p;
   const PlaneLayout& w = *plane.layout;
@@ -80,12 +83,12 @@ __attribute__((noinline)) inline void CorrectSums(const TilePair& pair) {
   const KeyWords& k = *KeyWordsOf(plane, pair.kv_tile);
   const uint64_t rows = core::IntervalWord(pair.row_begin, pair.row_end);
   const PairScratch& scratch = *pair.scratch;
-  AddElements(pair, false, p.k, k.k_not_finite, scratch.visible, scratch.ds, p.qk_dim,
-              TileOf(plane, w.dq, pair.q_tile, w.qk_columns), w.qk_columns);
-  AddElements(pair, true, p.q, q.q_not_finite & rows, scratch.visible, scratch.ds, p.qk_dim,
-              TileOf(plane, w.dk, pair.kv_tile, w.qk_columns), w.qk_columns);
-  AddElements(pair, true, p.dout, q.dout_not_finite & rows, scratch.kept, scratch.p, p.v_dim,
-              TileOf(plane, w.dv, pair.kv_tile, w.v_columns), w.v_columns);
+  AddElements<Multiplier>(pair, false, p.k, k.k_left_out, scratch.visible, scratch.ds, p.qk_dim,
+                          SumsOf(plane, w.dq, pair.q_tile, w.qk_columns), w.qk_columns);
+  AddElements<Multiplier>(pair, true, p.q, q.q_left_out & rows, scratch.visible, scratch.ds,
+                          p.qk_dim, SumsOf(plane, w.dk, pair.kv_tile, w.qk_columns), w.qk_columns);
+  AddElements<Multiplier>(pair, true, p.dout, q.dout_left_out & rows, scratch.kept, scratch.p,
+                          p.v_dim, SumsOf(plane, w.dv, pair.kv_tile, w.v_columns), w.v_columns);
 }
 
 }  // namespace

@@ -23,27 +23,36 @@ struct RowData {
   float alibi_sum;  // of dS |d - j|
 };
 
+// What a tile of 64 rows takes in floats: as operands of the products (panel_multiplier.h,
+// tile_multiplier.h), and as sums, whose columns are head dims rounded up.
+struct TileSizes {
+  int64_t q, dout, k, v;
+  int64_t qk_columns, v_columns;
+};
+
 // Offsets of one plane's arrays in floats; a plane's memory is a slot.
 struct PlaneLayout {
-  int64_t qk_columns, v_columns;  // head dims rounded up to whole vectors
-  int64_t q_tiles, kv_tiles;      // of the longest sequence
-  // By query tile: Q and dO in panels of columns, and the sum dQ.
+  TileSizes sizes;
+  int64_t qk_columns, v_columns;
+  int64_t q_tiles, kv_tiles;  // of the longest sequence
+  // By query tile: the operands Q and dO, and the sum dQ.
   int64_t q, dout, dq;
   int64_t rows;     // RowData
-  int64_t q_words;  // 64-bit words: rows that hold what is not finite in Q, in dO, and empty rows
-  // By key tile: K and V in panels of keys, K in panels of columns, and the sums dK and dV.
-  int64_t k_keys, v_keys, k_columns, dk, dv;
-  int64_t kv_words;  // keys that hold what is not finite in K, in V
+  int64_t q_words;  // QueryWords
+  // By key tile: the operands K and V, and the sums dK and dV.
+  int64_t k, v, dk, dv;
+  int64_t kv_words;  // KeyWords
   int64_t size;      // of a slot
   int64_t slots;
   int64_t head_sums;  // after the slots: f64 dSink and dALiBi of each (sequence, head)
   int64_t bytes;      // of everything
 };
 
-TANDEM_HD PlaneLayout LayOutPlanes(const core::Problem& p, int64_t lanes) {
+TANDEM_HD PlaneLayout LayOutPlanes(const core::Problem& p, const TileSizes& sizes) {
   PlaneLayout w = {};
-  w.qk_columns = core::RoundUp(p.qk_dim, lanes);
-  w.v_columns = core::RoundUp(p.v_dim, lanes);
+  w.sizes = sizes;
+  w.qk_columns = sizes.qk_columns;
+  w.v_columns = sizes.v_columns;
   w.q_tiles = p.group * core::CeilDiv<int64_t>(p.q_rows, core::kTile);
   w.kv_tiles = core::CeilDiv<int64_t>(p.kv_rows, core::kTile);
   int64_t at = 0;
@@ -53,14 +62,13 @@ TANDEM_HD PlaneLayout LayOutPlanes(const core::Problem& p, int64_t lanes) {
     return begin;
   };
   const int64_t q_rows = w.q_tiles * core::kTile, kv_rows = w.kv_tiles * core::kTile;
-  w.q = take(q_rows * w.qk_columns);
-  w.dout = take(q_rows * w.v_columns);
+  w.q = take(w.q_tiles * sizes.q);
+  w.dout = take(w.q_tiles * sizes.dout);
   w.dq = take(q_rows * w.qk_columns);
   w.rows = take(q_rows * static_cast<int64_t>(sizeof(RowData) / 4));
   w.q_words = take(w.q_tiles * 6);
-  w.k_keys = take(kv_rows * p.qk_dim);
-  w.v_keys = take(kv_rows * p.v_dim);
-  w.k_columns = take(kv_rows * w.qk_columns);
+  w.k = take(w.kv_tiles * sizes.k);
+  w.v = take(w.kv_tiles * sizes.v);
   w.dk = take(kv_rows * w.qk_columns);
   w.dv = take(kv_rows * w.v_columns);
   w.kv_words = take(w.kv_tiles * 4);
@@ -112,23 +120,36 @@ TANDEM_HD QueryTile QueryTileAt(const Plane& plane, int64_t tile) {
           core::Min<int64_t>(core::kTile, plane.s.q_rows - first)};
 }
 
-TANDEM_HD float* TileOf(const Plane& plane, int64_t array, int64_t tile, int64_t columns) {
+// A tile of operands, of `size` floats, or of sums.
+TANDEM_HD float* OperandOf(const Plane& plane, int64_t array, int64_t tile, int64_t size) {
+  return plane.slot + array + tile * size;
+}
+TANDEM_HD float* SumsOf(const Plane& plane, int64_t array, int64_t tile, int64_t columns) {
   return plane.slot + array + tile * core::kTile * columns;
 }
 TANDEM_HD RowData* RowsOf(const Plane& plane, int64_t tile) {
   return reinterpret_cast<RowData*>(plane.slot + plane.layout->rows) + tile * core::kTile;
 }
+// Rows that hold what packing left out of Q, of dO, and empty rows.
 struct QueryWords {
-  uint64_t q_not_finite, dout_not_finite, empty;
+  uint64_t q_left_out, dout_left_out, empty;
 };
 TANDEM_HD QueryWords* QueryWordsOf(const Plane& plane, int64_t tile) {
   return reinterpret_cast<QueryWords*>(plane.slot + plane.layout->q_words) + tile;
 }
+// Keys that hold what packing left out of K, of V.
 struct KeyWords {
-  uint64_t k_not_finite, v_not_finite;
+  uint64_t k_left_out, v_left_out;
 };
 TANDEM_HD KeyWords* KeyWordsOf(const Plane& plane, int64_t tile) {
   return reinterpret_cast<KeyWords*>(plane.slot + plane.layout->kv_words) + tile;
+}
+
+// The sums of dSink and dALiBi of a head.
+TANDEM_HD double* HeadSums(const core::Problem& p, const PlaneLayout& layout, void* workspace,
+                           int64_t batch, int64_t head) {
+  auto* sums = reinterpret_cast<double*>(static_cast<float*>(workspace) + layout.head_sums);
+  return sums + 2 * (batch * p.q_heads + head);
 }
 
 // Blocks of keys and of rows, and the phases of a plane. In phase t key block n meets query block

@@ -1,8 +1,6 @@
 // The matrix products of a tile: C (+)= A B or C += A^T B for some rows and one panel of B, with C
 // in registers. Every element of C is one chain of fused multiply-adds in the order of depth,
 // whatever the block sizes: its bits do not depend on its neighbours.
-//
-// An AMX leaf would take the place of this file and of pack_tiles.h.
 #ifndef TANDEM_BACKEND_CPU_BACKWARD_PRODUCTS_H_
 #define TANDEM_BACKEND_CPU_BACKWARD_PRODUCTS_H_
 

@@ -2,8 +2,7 @@
 #ifndef TANDEM_BACKEND_CPU_BACKWARD_TILE_PAIR_H_
 #define TANDEM_BACKEND_CPU_BACKWARD_TILE_PAIR_H_
 
-#include "backend_cpu/backward/pack_tiles.h"
-#include "backend_cpu/backward/products.h"
+#include "backend_cpu/backward/plane.h"
 #include "backend_cpu/flash/exp2.h"
 #include "backend_cpu/flash/softmax_rows.h"
 #include "core/gradient.h"
@@ -30,6 +29,24 @@ struct TilePair {
   int64_t key_begin, key_end;
   PairScratch* scratch;
 };
+
+// The operands of a pair's products, and the sums that they are added to; null: not asked for.
+struct PairOperands {
+  const float *q, *dout, *k, *v;
+  float *dq, *dk, *dv;
+};
+TANDEM_HD PairOperands OperandsOf(const TilePair& pair) {
+  const Plane& plane = *pair.plane;
+  const core::Problem& p = *plane.p;
+  const PlaneLayout& w = *plane.layout;
+  return {OperandOf(plane, w.q, pair.q_tile, w.sizes.q),
+          OperandOf(plane, w.dout, pair.q_tile, w.sizes.dout),
+          OperandOf(plane, w.k, pair.kv_tile, w.sizes.k),
+          OperandOf(plane, w.v, pair.kv_tile, w.sizes.v),
+          p.dq.data == nullptr ? nullptr : SumsOf(plane, w.dq, pair.q_tile, w.qk_columns),
+          p.dk.data == nullptr ? nullptr : SumsOf(plane, w.dk, pair.kv_tile, w.qk_columns),
+          p.dv.data == nullptr ? nullptr : SumsOf(plane, w.dv, pair.kv_tile, w.v_columns)};
+}
 
 // Fills in the visible pairs; false where there are none.
 TANDEM_HD bool FindVisible(TilePair* pair) {
@@ -192,8 +209,9 @@ TANDEM_ISA_INLINE void EvaluateRow(const TilePair& pair, int64_t r, RowData* row
   }
 }
 
-// S and dP to P and dS.
-template <class Arch>
+// S and dP to P and dS, for the rows and keys of the pair; kKeys: keys are taken by so many, and P
+// and dS are 0 for those of them that are not visible.
+template <class Arch, int64_t kKeys>
 __attribute__((flatten, noinline)) void EvaluatePairs(const TilePair& pair) {
   const core::Problem& problem = *pair.plane->p;
   RowData* rows = RowsOf(*pair.plane, pair.q_tile);
@@ -201,7 +219,8 @@ __attribute__((flatten, noinline)) void EvaluatePairs(const TilePair& pair) {
     for (int64_t r = pair.row_begin; r < pair.row_end; ++r) EvaluateRow<Arch>(pair, r, rows + r);
     return;
   }
-  const int64_t begin = pair.key_begin / kLanes<Arch> * kLanes<Arch>;
+  const int64_t begin = pair.key_begin / kKeys * kKeys;
+  const int64_t end = core::RoundUp(pair.key_end, kKeys);
   for (int64_t r = pair.row_begin; r < pair.row_end; ++r) {
     float* p = pair.scratch->p + r * core::kTile;
     float* ds = pair.scratch->ds + r * core::kTile;
@@ -210,7 +229,7 @@ __attribute__((flatten, noinline)) void EvaluatePairs(const TilePair& pair) {
     if (pair.is_full) {
       EvaluatePlainRow<Arch, false>(problem.scale, rows[r], visible, 0, core::kTile, p, ds);
     } else {
-      EvaluatePlainRow<Arch, true>(problem.scale, rows[r], visible, begin, pair.key_end, p, ds);
+      EvaluatePlainRow<Arch, true>(problem.scale, rows[r], visible, begin, end, p, ds);
     }
   }
 }

@@ -19,10 +19,9 @@ namespace {
 
 using core::KernelRecord;
 
-// kProducts: how the kernel multiplies f32.
+// Whether TANDEM_CPU_F32 is against a kernel of kType that multiplies f32 by kProducts.
 template <core::DType kType, F32Products kProducts>
-bool DeclineFlash(const core::Problem& problem, core::Text* reason) {
-  if (FlashDecline(kType, problem, reason)) return true;
+bool DeclineProducts(core::Text* reason) {
   const F32Products wanted = WantedF32Products();
   if (kType != core::DType::kF32 || wanted == F32Products::kAny || wanted == kProducts) {
     return false;
@@ -33,6 +32,11 @@ bool DeclineFlash(const core::Problem& problem, core::Text* reason) {
     core::Format(reason, "it multiplies f32 as bf16 parts, and TANDEM_CPU_F32 is fma");
   }
   return true;
+}
+
+template <core::DType kType, F32Products kProducts>
+bool DeclineFlash(const core::Problem& problem, core::Text* reason) {
+  return FlashDecline(kType, problem, reason) || DeclineProducts<kType, kProducts>(reason);
 }
 
 template <core::DType kType>
@@ -55,16 +59,15 @@ constexpr KernelRecord FlashAvx2(const char* name) {
           FlashRunAvx2};
 }
 
+constexpr uint64_t kAmxFeatures = kFeatureAvx512 | kFeatureAvx512Bf16 | kFeatureAmxBf16;
+constexpr char kAmxNeeds[] =
+    "AVX-512 F, BW, DQ, VL, CD and BF16, AMX with BF16, and the operating system's permission to "
+    "use its tiles";
+
 template <core::DType kType>
 constexpr KernelRecord TilesAmx(const char* name) {
-  return {
-      name,
-      kFeatureAvx512 | kFeatureAvx512Bf16 | kFeatureAmxBf16,
-      "AVX-512 F, BW, DQ, VL, CD and BF16, AMX with BF16, and the operating system's permission "
-      "to use its tiles",
-      DeclineFlash<kType, F32Products::kSplit>,
-      TilesWorkspace,
-      TilesRunAmx};
+  return {name,           kAmxFeatures, kAmxNeeds, DeclineFlash<kType, F32Products::kSplit>,
+          TilesWorkspace, TilesRunAmx};
 }
 
 // The algorithm of the kernels on AMX where there is none. Behind every kernel that serves the same
@@ -79,9 +82,30 @@ constexpr KernelRecord TilesEmulated(const char* name) {
           TilesRunEmulated};
 }
 
-template <core::DType kType>
+template <core::DType kType, F32Products kProducts>
 bool DeclineBackward(const core::Problem& problem, core::Text* reason) {
-  return BackwardDecline(kType, problem, reason);
+  return BackwardDecline(kType, problem, reason) || DeclineProducts<kType, kProducts>(reason);
+}
+
+template <core::DType kType>
+constexpr KernelRecord BackwardAmx(const char* name) {
+  return {name,
+          kAmxFeatures,
+          kAmxNeeds,
+          DeclineBackward<kType, F32Products::kSplit>,
+          BackwardWorkspaceTiles,
+          BackwardRunAmx};
+}
+
+// Behind the others, as TilesEmulated.
+template <core::DType kType>
+constexpr KernelRecord BackwardEmulated(const char* name) {
+  return {name,
+          kFeatureAvx2,
+          "AVX2, FMA and F16C",
+          DeclineBackward<kType, F32Products::kSplit>,
+          BackwardWorkspaceTiles,
+          BackwardRunEmulated};
 }
 
 template <core::DType kType>
@@ -89,7 +113,7 @@ constexpr KernelRecord BackwardAvx512(const char* name) {
   return {name,
           kFeatureAvx512,
           "AVX-512 F, BW, DQ, VL and CD",
-          DeclineBackward<kType>,
+          DeclineBackward<kType, F32Products::kFma>,
           BackwardWorkspaceAvx512,
           BackwardRunAvx512};
 }
@@ -99,7 +123,7 @@ constexpr KernelRecord BackwardAvx2(const char* name) {
   return {name,
           kFeatureAvx2,
           "AVX2, FMA and F16C",
-          DeclineBackward<kType>,
+          DeclineBackward<kType, F32Products::kFma>,
           BackwardWorkspaceAvx2,
           BackwardRunAvx2};
 }
@@ -118,12 +142,18 @@ constexpr KernelRecord kKernels[] = {
     TilesEmulated<core::DType::kF32>("flash_cpu.avx2_tiles.f32"),
     TilesEmulated<core::DType::kBF16>("flash_cpu.avx2_tiles.bf16"),
     TilesEmulated<core::DType::kF16>("flash_cpu.avx2_tiles.f16"),
+    BackwardAmx<core::DType::kBF16>("flash_cpu_backward.amx.bf16"),
+    BackwardAmx<core::DType::kF16>("flash_cpu_backward.amx.f16"),
+    BackwardAmx<core::DType::kF32>("flash_cpu_backward.amx.f32"),
     BackwardAvx512<core::DType::kF32>("flash_cpu_backward.avx512.f32"),
     BackwardAvx512<core::DType::kBF16>("flash_cpu_backward.avx512.bf16"),
     BackwardAvx512<core::DType::kF16>("flash_cpu_backward.avx512.f16"),
     BackwardAvx2<core::DType::kF32>("flash_cpu_backward.avx2.f32"),
     BackwardAvx2<core::DType::kBF16>("flash_cpu_backward.avx2.bf16"),
     BackwardAvx2<core::DType::kF16>("flash_cpu_backward.avx2.f16"),
+    BackwardEmulated<core::DType::kF32>("flash_cpu_backward.avx2_tiles.f32"),
+    BackwardEmulated<core::DType::kBF16>("flash_cpu_backward.avx2_tiles.bf16"),
+    BackwardEmulated<core::DType::kF16>("flash_cpu_backward.avx2_tiles.f16"),
 #if defined(TANDEM_HAS_ONEDNN)
     {"onednn.cpu", 0, "x86-64", OnednnDecline, OnednnWorkspace, OnednnRun},
 #endif

@@ -1,6 +1,7 @@
 // flash_cpu_backward: the gradients of attention by tiles of 64 rows and 64 keys, one entry per
-// instruction set. Every function obeys docs/semantics.md section 6; all arithmetic is in f32, also
-// for f16 and bf16 tensors. Results are the same bits for any number of threads.
+// instruction set. Every function obeys docs/semantics.md section 6. Arithmetic is in f32, also for
+// f16 and bf16 tensors, but for the products on matrix tiles, whose operands are bf16 numbers or
+// sums of them (tiles/tiles.h). Results are the same bits for any number of threads.
 //
 // This header is safe in baseline files. The functions it declares are defined in files compiled
 // for one instruction set each and may only be called where the machine has it.
@@ -42,6 +43,7 @@ TANDEM_HD bool BackwardDecline(core::DType dtype, const core::Problem& problem,
 // Bytes of workspace; no data is read.
 int64_t BackwardWorkspaceAvx2(const core::Problem& problem);
 int64_t BackwardWorkspaceAvx512(const core::Problem& problem);
+int64_t BackwardWorkspaceTiles(const core::Problem& problem);
 
 // Runs a problem that BackwardDecline lets through, for any of the three dtypes. Out of memory
 // (scratch of a thread): OUT_OF_MEMORY and a message; some gradients are written then.
@@ -49,6 +51,11 @@ tandem_status BackwardRunAvx2(const core::Problem& problem, void* workspace,
                               const core::Context& context);
 tandem_status BackwardRunAvx512(const core::Problem& problem, void* workspace,
                                 const core::Context& context);
+tandem_status BackwardRunAmx(const core::Problem& problem, void* workspace,
+                             const core::Context& context);
+// As on AMX, with the tiles emulated in AVX2.
+tandem_status BackwardRunEmulated(const core::Problem& problem, void* workspace,
+                                  const core::Context& context);
 
 }  // namespace tandem::cpu
 

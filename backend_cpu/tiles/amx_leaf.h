@@ -42,11 +42,13 @@ struct AmxLeaf {
       __asm__ volatile("tileloadd (%1,%2,1), %%tmm%c0" ::"i"(kTile), "r"(from), "r"(int64_t{64}),
                        "m"(*static_cast<const Bytes*>(from)));
     }
-    template <int kTile>
-    TANDEM_ISA_INLINE void Store(void* to) {
+    // To rows kStride floats apart; what lies between them stays.
+    template <int kTile, int kStride = 16>
+    TANDEM_ISA_INLINE void Store(float* to) {
+      typedef char Span[4 * (15 * kStride + 16)];
       __asm__ volatile("tilestored %%tmm%c1, (%2,%3,1)"
-                       : "=m"(*static_cast<Bytes*>(to))
-                       : "i"(kTile), "r"(to), "r"(int64_t{64}));
+                       : "+m"(*reinterpret_cast<Span*>(to))
+                       : "i"(kTile), "r"(to), "r"(int64_t{4 * kStride}));
     }
     // C += A B: A is 16 rows of 32 numbers, B has two rows of 16 numbers interleaved in each of its
     // 16.

@@ -34,9 +34,11 @@ struct EmulatedLeaf {
     void Load(const void* from) {
       std::memcpy(&register_[kTile], from, sizeof(Register));
     }
-    template <int kTile>
-    void Store(void* to) {
-      std::memcpy(to, &register_[kTile], sizeof(Register));
+    template <int kTile, int kStride = 16>
+    void Store(float* to) {
+      for (int n = 0; n < 16; ++n) {
+        std::memcpy(to + n * kStride, register_[kTile].word[n], sizeof(register_[kTile].word[n]));
+      }
     }
     template <int kC, int kA, int kB>
     void Multiply() {

@@ -30,7 +30,7 @@ TANDEM_HD int ScoreProducts(int parts, int64_t qk_dim) {
 }
 
 // How many make a product of probability and value.
-TANDEM_HD int ValueProducts(int parts) { return parts == 1 ? 1 : (parts == 2 ? 3 : 6); }
+TANDEM_HD constexpr int ValueProducts(int parts) { return parts == 1 ? 1 : (parts == 2 ? 3 : 6); }
 
 // Which magnitudes (as bits of f32, without the sign) the sum of parts cannot stand for: infinities
 // and NaN, what rounds to infinity, and what loses parts as the tiles take subnormals for 0.
@@ -39,7 +39,7 @@ struct PartRange {
   uint32_t end;
 };
 
-TANDEM_HD PartRange OperandRange(core::DType dtype) {
+TANDEM_HD constexpr PartRange OperandRange(core::DType dtype) {
   if (dtype == core::DType::kBF16) return {0x00800000u, 0x7fffffffu};
   if (dtype == core::DType::kF16) return {0, 0x7f800000u};
   return {0x0d800000u, 0x7f7f8000u};  // from 2^-100
@@ -47,7 +47,7 @@ TANDEM_HD PartRange OperandRange(core::DType dtype) {
 
 // Values must be finite besides; small ones are not worth care, as what is lost of them is below
 // the smallest normal number.
-TANDEM_HD PartRange ValueRange(core::DType dtype) {
+TANDEM_HD constexpr PartRange ValueRange(core::DType dtype) {
   return {0, dtype == core::DType::kF32 ? 0x7f7f8000u : 0x7f800000u};
 }
 

@@ -9,12 +9,10 @@
 
 #include "backend_cpu/flash/layout.h"
 #include "backend_cpu/tiles/parts.h"
+#include "backend_cpu/tiles/quads.h"
 #include "backend_cpu/work_items.h"
 
 namespace tandem::cpu {
-
-inline constexpr int64_t kRegisterHalves = 512;  // bf16 numbers in a tile register
-inline constexpr int64_t kRegisterFloats = 256;
 
 // Rows of a sub-block: two tile registers. A row's arithmetic depends on its sub-block's visible
 // tiles, and sub-blocks are cut by the sequence's own rows.

@@ -1,12 +1,12 @@
 // The products of tiles, mixed at a fine grain with the softmax of another unit: while the tile
 // unit works on one product, the vector unit works on half a row.
 //
-// A quad is four products of two registers of A (32 rows) and two of B (32 keys or columns) into
-// four registers of C. Scores are quads over the depth, O is quads over the keys; with parts, over
-// the pairs of parts too, the smallest products first.
+// Scores are quads (quads.h) over the depth, O is quads over the keys; with parts, over the pairs
+// of parts too, the smallest products first.
 #ifndef TANDEM_BACKEND_CPU_TILES_TILE_PRODUCTS_H_
 #define TANDEM_BACKEND_CPU_TILES_TILE_PRODUCTS_H_
 
+#include "backend_cpu/tiles/quads.h"
 #include "backend_cpu/tiles/tile_softmax.h"
 
 namespace tandem::cpu {
@@ -29,10 +29,7 @@ class Mixer {
       : tiles_(*tiles), softmax_(*softmax), quads_(quads), rows_(softmax->Rows()) {}
 
   TANDEM_ISA_INLINE void Quad(const uint16_t* a, const uint16_t* b) {
-    tiles_.template Load<4>(a);
-    tiles_.template Load<6>(b);
-    tiles_.template Load<5>(a + kRegisterHalves);
-    tiles_.template Load<7>(b + kRegisterHalves);
+    LoadOperands(a, b, &tiles_);
     credit_ += rows_;
     if (credit_ >= 2 * quads_) {
       tiles_.template Multiply<0, 4, 6>();
@@ -55,31 +52,8 @@ class Mixer {
       ++row_;
       credit_ -= quads_;
     } else {
-      tiles_.template Multiply<0, 4, 6>();
-      tiles_.template Multiply<1, 5, 6>();
-      tiles_.template Multiply<2, 4, 7>();
-      tiles_.template Multiply<3, 5, 7>();
+      MultiplyQuad(&tiles_);
     }
-  }
-
-  // C in registers 0 to 3.
-  TANDEM_ISA_INLINE void ZeroC() {
-    tiles_.template Zero<0>();
-    tiles_.template Zero<1>();
-    tiles_.template Zero<2>();
-    tiles_.template Zero<3>();
-  }
-  TANDEM_ISA_INLINE void LoadC(const float* c) {
-    tiles_.template Load<0>(c);
-    tiles_.template Load<1>(c + kRegisterFloats);
-    tiles_.template Load<2>(c + 2 * kRegisterFloats);
-    tiles_.template Load<3>(c + 3 * kRegisterFloats);
-  }
-  TANDEM_ISA_INLINE void StoreC(float* c) {
-    tiles_.template Store<0>(c);
-    tiles_.template Store<1>(c + kRegisterFloats);
-    tiles_.template Store<2>(c + 2 * kRegisterFloats);
-    tiles_.template Store<3>(c + 3 * kRegisterFloats);
   }
 
   // Rows that no quad took.
@@ -104,7 +78,7 @@ class Mixer {
 template <class Leaf, int kParts, class Softmax>
 TANDEM_ISA_INLINE void Step(const TileShape& shape, int score_products, const Unit* next,
                             const Unit* previous, typename Leaf::Tiles* tiles, Softmax softmax) {
-  constexpr int kValueProducts = kParts == 1 ? 1 : (kParts == 2 ? 3 : 6);
+  constexpr int kValueProducts = ValueProducts(kParts);
   constexpr int64_t kPPart = kUnitSteps * kProbabilityStepStride;
   const int64_t q_part = shape.depth_steps * 2 * kRegisterHalves;
   int64_t quads = 0;
@@ -114,7 +88,7 @@ TANDEM_ISA_INLINE void Step(const TileShape& shape, int score_products, const Un
   if (next != nullptr) {
     for (int pair = 0; pair < 2 * next->tiles; ++pair) {
       const uint16_t* k = next->tile[pair / 2].k + pair % 2 * shape.k_part / 2;
-      mixer.ZeroC();
+      ZeroQuad(tiles);
       for (int n = score_products - 1; n >= 0; --n) {
         const uint16_t* a = next->block->q + kPartPairs[n].a * q_part;
         const uint16_t* b = k + kPartPairs[n].b * shape.k_part;
@@ -124,13 +98,13 @@ TANDEM_ISA_INLINE void Step(const TileShape& shape, int score_products, const Un
           b += 2 * kRegisterHalves;
         }
       }
-      mixer.StoreC(next->scores + pair * 4 * kRegisterFloats);
+      StoreQuad(next->scores + pair * 4 * kRegisterFloats, tiles);
     }
   }
   if (previous != nullptr) {
     for (int64_t pair = 0; pair < shape.column_pairs; ++pair) {
       float* o = previous->block->o + pair * 4 * kRegisterFloats;
-      mixer.LoadC(o);
+      LoadQuad(o, tiles);
       for (int n = kValueProducts - 1; n >= 0; --n) {
         const uint16_t* a = previous->p + kPartPairs[n].a * kPPart;
         const int64_t b = kPartPairs[n].b * shape.v_part + pair * 4 * kRegisterHalves;
@@ -139,7 +113,7 @@ TANDEM_ISA_INLINE void Step(const TileShape& shape, int score_products, const Un
           a += 2 * kRegisterHalves;
         }
       }
-      mixer.StoreC(o);
+      StoreQuad(o, tiles);
     }
   }
   mixer.Finish();

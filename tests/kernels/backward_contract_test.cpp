@@ -119,6 +119,29 @@ INSTANTIATE_TEST_SUITE_P(Terms, BackwardPoison,
                                             ::testing::ValuesIn(PoisonSpecs())),
                          KernelAndCaseName());
 
+// Elements so small that matrix units take them for 0, times elements so large that the products
+// count.
+TEST_P(BackwardPoison, TinyTimesHugeCounts) {
+  for (CaseSpec spec : Specs()) {
+    const bool is_f16 = spec.dtype == TANDEM_DTYPE_F16;
+    const double huge = is_f16 ? 1e4 : 1e37, tiny = is_f16 ? 1e-6 : 1e-38;
+    BackwardCase c(spec);
+    const auto scale_first_column = [](Tensor& tensor, double factor) {
+      tensor.ForEach([&](std::span<const int64_t> index) {
+        if (index.back() == 0) tensor.Set(index, tensor.Get(index) * factor);
+      });
+    };
+    scale_first_column(c.forward().q(), huge);
+    scale_first_column(c.forward().k(), tiny);
+    scale_first_column(c.dout(), huge);
+    scale_first_column(c.forward().v(), tiny);
+    ASSERT_EQ(c.RunForward(), TANDEM_STATUS_OK) << tandem_last_error();
+    ASSERT_TRUE(RunBackwardOrDecline(kernel(), c));
+    ExpectGradients(kernel(), c);
+    if (HasFailure()) return;
+  }
+}
+
 std::vector<CaseSpec> GuardSpecs() {
   std::vector<CaseSpec> specs;
   const auto add = [&](const char* name, tandem_layout layout, int64_t q_rows, int64_t kv_rows,

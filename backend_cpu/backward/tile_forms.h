@@ -1,0 +1,78 @@
+// Tiles of 64 rows as registers of bf16 parts (tiles/parts.h), in the forms that products want.
+// A register holds 16 rows of 16 words, each two numbers.
+//
+// Plain: [part][2 pairs of 16 rows][step of 32 columns][2 groups of 16 rows], a register with 16
+// rows of 32 columns: operand A of products over the columns. Interleaved: [part][pair of 16
+// columns][2 steps of 32 rows][2 groups of 16 columns], a register with 16 pairs of rows, each row
+// of it 16 columns of two numbers: operand B of products over the rows. With the words of each
+// register transposed, the plain form is operand B of products over the columns, and the
+// interleaved form is operand A of products over the rows, in the same order of registers.
+#ifndef TANDEM_BACKEND_CPU_BACKWARD_TILE_FORMS_H_
+#define TANDEM_BACKEND_CPU_BACKWARD_TILE_FORMS_H_
+
+#include "backend_cpu/tiles/parts.h"
+#include "backend_cpu/tiles/quads.h"
+#include "core/mask.h"
+
+namespace tandem::cpu {
+namespace {
+
+// Halves of one part of a form with 32 * steps columns.
+TANDEM_HD constexpr int64_t FormHalves(int64_t steps) { return core::kTile * 32 * steps; }
+
+// Where row r of a step of 32 columns is in the plain form, and its pair in the interleaved one (r
+// is even; the second 16 columns follow after a register).
+TANDEM_HD int64_t PlainAt(int64_t r, int64_t step, int64_t steps) {
+  return ((r / 32 * steps + step) * 2 + r / 16 % 2) * kRegisterHalves + r % 16 * 32;
+}
+TANDEM_HD int64_t InterleavedAt(int64_t r, int64_t step) {
+  return (step * 2 + r / 32) * 2 * kRegisterHalves + r % 32 * 16;
+}
+
+// 32 numbers of each of two rows that follow each other, in both forms.
+template <class Leaf, int kParts>
+TANDEM_ISA_INLINE void StoreRowPair(const float* even, const float* odd, uint16_t* plain,
+                                    int64_t plain_part, uint16_t* interleaved,
+                                    int64_t interleaved_part) {
+  StorePartsOf<Leaf, kParts>(even, plain, plain_part);
+  StorePartsOf<Leaf, kParts>(odd, plain + 32, plain_part);
+#pragma GCC unroll 3
+  for (int part = 0; part < kParts; ++part) {
+    const uint16_t* from = plain + part * plain_part;
+    uint16_t* to = interleaved + part * interleaved_part;
+    Leaf::Interleave16(from, from + 32, to);
+    Leaf::Interleave16(from + 16, from + 48, to + kRegisterHalves);
+  }
+}
+
+// A tile of 64 rows of f32, `stride` apart, in both forms.
+template <class Leaf, int kParts>
+TANDEM_ISA_INLINE void StoreForms(const float* rows, int64_t stride, int64_t steps, uint16_t* plain,
+                                  uint16_t* interleaved) {
+  const int64_t part = FormHalves(steps);
+  for (int64_t r = 0; r < core::kTile; r += 2) {
+    for (int64_t step = 0; step < steps; ++step) {
+      const float* row = rows + r * stride + 32 * step;
+      StoreRowPair<Leaf, kParts>(row, row + stride, plain + PlainAt(r, step, steps), part,
+                                 interleaved + InterleavedAt(r, step), part);
+    }
+  }
+}
+
+// The words of each register transposed; `halves` are of whole registers.
+TANDEM_ISA_INLINE void TransposeRegisters(const uint16_t* from, int64_t halves, uint16_t* to) {
+  for (int64_t at = 0; at < halves; at += kRegisterHalves) {
+    const auto* words = reinterpret_cast<const float*>(from + at);
+    auto* transposed = reinterpret_cast<float*>(to + at);
+    for (int64_t r = 0; r < 16; r += 8) {
+      for (int64_t c = 0; c < 16; c += 8) {
+        Transpose8x8(words + r * 16 + c, 16, transposed + c * 16 + r, 16);
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace tandem::cpu
+
+#endif  // TANDEM_BACKEND_CPU_BACKWARD_TILE_FORMS_H_

@@ -10,6 +10,7 @@
 #include <type_traits>
 
 #include "backend_cpu/flash/finish_row.h"
+#include "backend_cpu/flash/flash.h"
 #include "backend_cpu/flash/softmax_rows.h"
 #include "backend_cpu/mask_rows.h"
 #include "backend_cpu/parallel.h"
@@ -21,7 +22,11 @@ namespace {
 
 inline constexpr int64_t kSplitTiles = kSplitKeys / core::kTile;
 static_assert(kSplitTiles == kGroupTiles, "a split is one group of the softmax");
-inline constexpr int64_t kSplitScoreStride = kSplitKeys + 16;
+static_assert(kSplitScoreStride == kSplitKeys + 16);
+static_assert(kSplitQueryStride >= kFlashMaxHeadDim);
+
+// Memory is asked for this many bytes before it is needed: four rows of the largest dims or more.
+inline constexpr int64_t kAheadBytes = 8192;
 
 struct SplitCall {
   const core::Problem* problem;
@@ -34,7 +39,7 @@ struct SplitCall {
 
 // What a thread works in.
 struct SplitScratch {
-  float* q;         // [pairs][depth]
+  float* q;         // [pairs][kSplitQueryStride], columns in the order of ToPairOrder
   float* scores;    // [pairs][kSplitScoreStride]
   float* elements;  // a tile of K or V as f32, where it cannot be read in place
 };
@@ -45,20 +50,25 @@ TANDEM_HD int64_t PaddedDepth(const core::Problem& p) {
 }
 
 TANDEM_HD int64_t SplitScratchFloats(const core::Problem& p) {
-  return kShortPairs * (PaddedDepth(p) + kSplitScoreStride) +
+  return kShortPairs * (kSplitQueryStride + kSplitScoreStride) +
          core::kTile * core::Max(PaddedDepth(p), PartialColumns(p));
 }
 
-// Keys [first, first + count) of an array, in place where its rows are whole vectors, else copied.
+// Whether rows of an array are whole vectors, and read where they are.
+template <class Arch>
+TANDEM_ISA_INLINE bool IsInPlace(const core::Array4& array, int64_t dim) {
+  return array.column_stride == 1 && dim % kLanes<Arch> == 0;
+}
+
+// Keys [first, first + count) of an array, in place or copied.
 template <class Arch>
 TANDEM_ISA_INLINE TileRowsView ViewRows(const core::Array4& array, const core::Sequence& s,
                                         int64_t head, int64_t first, int64_t count, int64_t dim,
-                                        int64_t padded, float* elements, bool* in_place) {
-  *in_place = array.column_stride == 1 && dim % kLanes<Arch> == 0;
+                                        int64_t padded, float* elements) {
   const int64_t size = core::ElementSize(array.dtype);
-  if (*in_place) {
+  if (IsInPlace<Arch>(array, dim)) {
     return {static_cast<const char*>(array.data) + core::KeyOffset(array, s, head, first) * size,
-            array.row_stride * size, core::kTile * array.row_stride * size};
+            array.row_stride * size, dim * size, core::CeilDiv<int64_t>(kAheadBytes, dim * size)};
   }
   for (int64_t j = 0; j < count; ++j) {
     float* row = elements + j * padded;
@@ -66,15 +76,21 @@ TANDEM_ISA_INLINE TileRowsView ViewRows(const core::Array4& array, const core::S
                   array.column_stride, dim, row);
     for (int64_t d = dim; d < padded; ++d) row[d] = 0.0f;
   }
-  return {reinterpret_cast<const char*>(elements), padded * 4, 0};
+  return {reinterpret_cast<const char*>(elements), padded * 4, padded * 4, 0};
 }
 
-// Calls body with the type of what a view holds as a constant.
+// The type of what ViewRows gives.
+template <class Arch>
+TANDEM_ISA_INLINE core::DType ViewType(const core::Array4& array, int64_t dim) {
+  return IsInPlace<Arch>(array, dim) ? array.dtype : core::DType::kF32;
+}
+
+// Calls body with the type as a constant.
 template <class Body>
-TANDEM_ISA_INLINE void WithType(core::DType dtype, bool in_place, Body body) {
-  if (!in_place || dtype == core::DType::kF32) {
+TANDEM_ISA_INLINE void WithType(core::DType type, Body body) {
+  if (type == core::DType::kF32) {
     body(std::integral_constant<core::DType, core::DType::kF32>());
-  } else if (dtype == core::DType::kF16) {
+  } else if (type == core::DType::kF16) {
     body(std::integral_constant<core::DType, core::DType::kF16>());
   } else {
     body(std::integral_constant<core::DType, core::DType::kBF16>());
@@ -95,17 +111,20 @@ struct Split {
 template <class Arch>
 TANDEM_ISA_INLINE void LoadQueries(Split* split) {
   const core::Problem& p = *split->p;
-  const int64_t depth = PaddedDepth(p);
+  const core::DType type = ViewType<Arch>(p.k, p.qk_dim);
+  const int64_t columns = core::RoundUp<int64_t>(p.qk_dim, kLanes<Arch>);
+  alignas(64) float natural[kFlashMaxHeadDim];
   for (int64_t r = 0; r < split->rows.count; ++r) {
     Row& row = split->state[r];
     row = {PairRow(p, split->rows, r), PairHead(p, split->rows, r), core::NegativeInfinity(), 0.0f,
            1.0f};
-    float* q = split->scratch.q + r * depth;
-    for (int64_t d = 0; d < depth; ++d) q[d] = 0.0f;
+    float* q = split->scratch.q + r * kSplitQueryStride;
+    for (int64_t d = 0; d < columns; ++d) natural[d] = 0.0f;
     if (core::RowExists(split->s, row.i)) {
       LoadRow<Arch>(p.q.data, p.q.dtype, core::QueryOffset(p.q, split->s, row.head, row.i),
-                    p.q.column_stride, p.qk_dim, q);
+                    p.q.column_stride, p.qk_dim, natural);
     }
+    ToPairOrder<Arch>(type, columns, natural, q);
   }
 }
 
@@ -113,7 +132,6 @@ TANDEM_ISA_INLINE void LoadQueries(Split* split) {
 template <class Arch>
 TANDEM_ISA_INLINE void ScoreSplit(int64_t first_tile, Split* split) {
   const core::Problem& p = *split->p;
-  const int64_t depth = PaddedDepth(p);
   const int64_t keys = core::LocalKeys(split->s);
   const core::Interval hull = HullForRows(p, split->s, split->rows);
   for (int64_t t = 0; t < kSplitTiles; ++t) {
@@ -132,15 +150,31 @@ TANDEM_ISA_INLINE void ScoreSplit(int64_t first_tile, Split* split) {
     split->tiles.first_key[n] = first;
     split->tiles.all_visible[n] = tile_class == core::TileClass::kFull;
     const int64_t count = core::Min<int64_t>(core::kTile, keys - first);
-    bool in_place = false;
     const TileRowsView k = ViewRows<Arch>(p.k, split->s, split->rows.kv_head, first, count,
-                                          p.qk_dim, depth, split->scratch.elements, &in_place);
+                                          p.qk_dim, PaddedDepth(p), split->scratch.elements);
     WithType(
-        p.dtype, in_place, [&](auto type) __attribute__((always_inline)) {
-          ScoreTile<Arch, type.value>(split->scratch.q, depth, split->rows.count, k, count,
+        ViewType<Arch>(p.k, p.qk_dim), [&](auto type) __attribute__((always_inline)) {
+          ScoreTile<Arch, type.value>(split->scratch.q, split->rows.count, k, count,
                                       core::RoundUp<int64_t>(p.qk_dim, kLanes<Arch>),
-                                      split->scratch.scores + t * core::kTile, kSplitScoreStride);
+                                      split->scratch.scores + t * core::kTile);
         });
+  }
+}
+
+// Asks for a part of the first tile of values: memory works during the softmax of row r.
+template <class Arch>
+TANDEM_ISA_INLINE void AskForValues(const Split& split, int64_t r) {
+  const core::Problem& p = *split.p;
+  if (!IsInPlace<Arch>(p.v, p.v_dim)) return;
+  const int64_t count =
+      core::Min<int64_t>(core::kTile, core::LocalKeys(split.s) - split.tiles.first_key[0]);
+  const TileRowsView v = ViewRows<Arch>(p.v, split.s, split.rows.kv_head, split.tiles.first_key[0],
+                                        count, p.v_dim, 1, nullptr);
+  const int64_t end = core::Min(count, (r + 1) * v.rows_ahead);
+  for (int64_t j = r * v.rows_ahead; j < end; ++j) {
+    for (int64_t n = 0; n < v.row_bytes; n += 64) {
+      _mm_prefetch(v.data + j * v.stride + n, _MM_HINT_T1);
+    }
   }
 }
 
@@ -158,16 +192,14 @@ TANDEM_ISA_INLINE void AddSplitValues(Split* split, float* o, int64_t o_stride) 
     const float* probabilities = split->scratch.scores + split->tiles.tile[n] * core::kTile;
     bool rows_agree = true;
     for (int64_t r = 1; r < rows; ++r) rows_agree = rows_agree && words[r] == words[0];
-    bool in_place = false;
     const TileRowsView v = ViewRows<Arch>(p.v, split->s, split->rows.kv_head, first, count, p.v_dim,
-                                          PartialColumns(p), split->scratch.elements, &in_place);
+                                          PartialColumns(p), split->scratch.elements);
     WithType(
-        p.dtype, in_place, [&](auto type) __attribute__((always_inline)) {
+        ViewType<Arch>(p.v, p.v_dim), [&](auto type) __attribute__((always_inline)) {
           const int64_t together = rows_agree ? rows : 1;
           for (int64_t r = 0; r < rows; r += together) {
-            AddTileValues<Arch, type.value>(probabilities + r * kSplitScoreStride,
-                                            kSplitScoreStride, together, v, words[r], columns,
-                                            o + r * o_stride, o_stride);
+            AddTileValues<Arch, type.value>(probabilities + r * kSplitScoreStride, together, v,
+                                            words[r], columns, o + r * o_stride, o_stride);
           }
         });
   }
@@ -188,7 +220,7 @@ __attribute__((flatten, noinline)) void RunSplit(SplitCall* call, int64_t index)
   split.s = core::ResolveSequence(p, group.batch, &status);
   split.rows = MakeRowPairs(p, group.kv_head, 0, split.s.q_rows * p.group);
   split.scratch.q = memory;
-  split.scratch.scores = memory + kShortPairs * PaddedDepth(p);
+  split.scratch.scores = memory + kShortPairs * kSplitQueryStride;
   split.scratch.elements = split.scratch.scores + kShortPairs * kSplitScoreStride;
   split.tiles.count = 0;
   LoadQueries<Arch>(&split);
@@ -198,6 +230,7 @@ __attribute__((flatten, noinline)) void RunSplit(SplitCall* call, int64_t index)
   for (int64_t r = 0; r < split.rows.count; ++r) {
     for (int64_t c = 0; c < PartialColumns(p); ++c) o[r * PartialRow(p) + c] = 0.0f;
     if (split.tiles.count > 0) {
+      AskForValues<Arch>(split, r);
       SoftmaxRow<Arch>(p, split.s, split.tiles, &split.state[r],
                        split.scratch.scores + r * kSplitScoreStride, &split.words[0][r],
                        kShortPairs);
@@ -214,7 +247,9 @@ __attribute__((flatten, noinline)) void MergeSplits(SplitCall* call, int64_t ind
   using V = Vector<Arch>;
   const core::Problem& p = *call->problem;
   const int64_t columns = PartialColumns(p);
-  float* sum = static_cast<float*>(WorkerScratch(4 * columns));
+  const core::DType type = ViewType<Arch>(p.v, p.v_dim);
+  const int64_t paired = core::RoundUp<int64_t>(p.v_dim, kLanes<Arch>);
+  float* sum = static_cast<float*>(WorkerScratch(8 * columns));
   if (sum == nullptr) {
     __atomic_store_n(&call->out_of_memory, 1, __ATOMIC_RELAXED);
     return;
@@ -240,7 +275,10 @@ __attribute__((flatten, noinline)) void MergeSplits(SplitCall* call, int64_t ind
         Fma(V::load_aligned(o + c), V(factor), V::load_aligned(sum + c)).store_aligned(sum + c);
       }
     }
-    FinishRow<Arch>(p, s, PairRow(p, rows, r), PairHead(p, rows, r), m, l, sum, columns);
+    float* natural = sum + columns;
+    for (int64_t c = paired; c < columns; ++c) natural[c] = 0.0f;
+    FromPairOrder<Arch>(type, paired, sum, natural);
+    FinishRow<Arch>(p, s, PairRow(p, rows, r), PairHead(p, rows, r), m, l, natural, columns);
   }
 }
 

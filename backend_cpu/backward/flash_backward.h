@@ -51,16 +51,13 @@ TANDEM_ISA_INLINE bool GetScratch(Backward* call, ThreadScratch* scratch) {
 
 template <class Multiplier>
 __attribute__((flatten, noinline)) void RunTilePair(const TilePair& pair, Multiplier* multiplier) {
-  const Plane& plane = *pair.plane;
-  const QueryWords& query_words = *QueryWordsOf(plane, pair.q_tile);
-  const KeyWords& key_words = *KeyWordsOf(plane, pair.kv_tile);
-  const bool left_out = (query_words.q_left_out | query_words.dout_left_out | key_words.k_left_out |
-                         key_words.v_left_out) != 0;
   multiplier->Multiply(pair);
-  if (left_out) CorrectProducts(pair);
-  EvaluatePairs<typename Multiplier::Arch, Multiplier::kKeys>(pair);
-  multiplier->AddProducts(pair);
-  if (left_out) CorrectSums<Multiplier>(pair);
+  if (pair.left_out) CorrectProducts(pair);
+  multiplier->EvaluateAndAdd(pair);
+  if (pair.left_out) {
+    multiplier->Finish();
+    CorrectSums<Multiplier>(pair);
+  }
 }
 
 // Key block n with query block m.
@@ -85,6 +82,7 @@ TANDEM_ISA_INLINE void RunBlocks(const Plane& plane, int64_t n, int64_t m,
       if (FindVisible(&pair)) RunTilePair(pair, &multiplier);
     }
   }
+  multiplier.Finish();
 }
 
 TANDEM_HD int64_t KeyTilesOfTensors(const Plane& plane) {

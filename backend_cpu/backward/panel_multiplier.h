@@ -25,8 +25,6 @@ template <class Arch_>
 class PanelMultiplier {
  public:
   using Arch = Arch_;
-  // Keys are multiplied by so many.
-  static constexpr int64_t kKeys = kLanes<Arch>;
 
   static TileSizes Sizes(const core::Problem& p) { return PanelSizes(p, kLanes<Arch>); }
   static int64_t ScratchBytes(const core::Problem&) { return 0; }
@@ -72,8 +70,9 @@ class PanelMultiplier {
     MultiplyRowsByKeys(pair, at.dout, at.v, p.v_dim, pair.scratch->ds);
   }
 
-  // dV += P^T dO, dK += dS^T Q, dQ += dS K.
-  TANDEM_ISA_INLINE void AddProducts(const TilePair& pair) const {
+  // P and dS of them, and dV += P^T dO, dK += dS^T Q, dQ += dS K.
+  TANDEM_ISA_INLINE void EvaluateAndAdd(const TilePair& pair) const {
+    EvaluatePairs<Arch, kLanes<Arch>>(pair);
     const core::Problem& p = *pair.plane->p;
     const PlaneLayout& w = *pair.plane->layout;
     const PairOperands at = OperandsOf(pair);
@@ -83,6 +82,8 @@ class PanelMultiplier {
       AddToRows(pair, pair.scratch->ds, at.k + core::kTile * p.qk_dim, w.qk_columns, at.dq);
     }
   }
+
+  TANDEM_ISA_INLINE void Finish() const {}
 
   // Where a tile of sums has the element of a row and column.
   static int64_t QuerySum(int64_t r, int64_t c, int64_t columns) { return r * columns + c; }

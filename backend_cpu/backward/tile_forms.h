@@ -21,28 +21,19 @@ namespace {
 TANDEM_HD constexpr int64_t FormHalves(int64_t steps) { return core::kTile * 32 * steps; }
 
 // Where row r of a step of 32 columns is in the plain form, and its pair in the interleaved one (r
-// is even; the second 16 columns follow after a register).
+// is even; the second 16 columns follow after a register). Shifts, as r is not negative.
 TANDEM_HD int64_t PlainAt(int64_t r, int64_t step, int64_t steps) {
-  return ((r / 32 * steps + step) * 2 + r / 16 % 2) * kRegisterHalves + r % 16 * 32;
+  return ((r >> 5) * steps + step) * 2 * kRegisterHalves + (r & 31) * 32;
 }
 TANDEM_HD int64_t InterleavedAt(int64_t r, int64_t step) {
-  return (step * 2 + r / 32) * 2 * kRegisterHalves + r % 32 * 16;
+  return (step * 2 + (r >> 5)) * 2 * kRegisterHalves + (r & 31) * 16;
 }
 
-// 32 numbers of each of two rows that follow each other, in both forms.
-template <class Leaf, int kParts>
-TANDEM_ISA_INLINE void StoreRowPair(const float* even, const float* odd, uint16_t* plain,
-                                    int64_t plain_part, uint16_t* interleaved,
-                                    int64_t interleaved_part) {
-  StorePartsOf<Leaf, kParts>(even, plain, plain_part);
-  StorePartsOf<Leaf, kParts>(odd, plain + 32, plain_part);
-#pragma GCC unroll 3
-  for (int part = 0; part < kParts; ++part) {
-    const uint16_t* from = plain + part * plain_part;
-    uint16_t* to = interleaved + part * interleaved_part;
-    Leaf::Interleave16(from, from + 32, to);
-    Leaf::Interleave16(from + 16, from + 48, to + kRegisterHalves);
-  }
+// 32 columns of two rows, one after the other, to their place in the interleaved form.
+template <class Leaf>
+TANDEM_ISA_INLINE void InterleaveRowPair(const uint16_t* rows, uint16_t* to) {
+  Leaf::Interleave16(rows, rows + 32, to);
+  Leaf::Interleave16(rows + 16, rows + 48, to + kRegisterHalves);
 }
 
 // A tile of 64 rows of f32, `stride` apart, in both forms.
@@ -53,8 +44,12 @@ TANDEM_ISA_INLINE void StoreForms(const float* rows, int64_t stride, int64_t ste
   for (int64_t r = 0; r < core::kTile; r += 2) {
     for (int64_t step = 0; step < steps; ++step) {
       const float* row = rows + r * stride + 32 * step;
-      StoreRowPair<Leaf, kParts>(row, row + stride, plain + PlainAt(r, step, steps), part,
-                                 interleaved + InterleavedAt(r, step), part);
+      uint16_t* pair = plain + PlainAt(r, step, steps);
+      StorePartsOf<Leaf, kParts>(row, pair, part);
+      StorePartsOf<Leaf, kParts>(row + stride, pair + 32, part);
+      for (int n = 0; n < kParts; ++n) {
+        InterleaveRowPair<Leaf>(pair + n * part, interleaved + n * part + InterleavedAt(r, step));
+      }
     }
   }
 }

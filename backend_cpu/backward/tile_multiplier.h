@@ -2,6 +2,9 @@
 // forms of tile_forms.h. Q and dO are packed plain and, transposed, by rows; K by columns and
 // interleaved; V by columns. P and dS are rounded to as many parts.
 //
+// The additions of a pair wait for the next pair's P and dS, and are mixed with them
+// (tiles/mixer.h).
+//
 // dV and dK are computed transposed, dV^T += dO^T P and dK^T += Q^T dS: what has to be transposed
 // then is packed once per tile, and P and dS are only interleaved. Sums are quads: dQ is [pair of
 // 16 columns][2 pairs of 16 rows][4 registers], dK and dV are [pair of 16 columns][2 pairs of 16
@@ -13,6 +16,7 @@
 
 #include "backend_cpu/backward/tile_forms.h"
 #include "backend_cpu/backward/tile_pair.h"
+#include "backend_cpu/tiles/mixer.h"
 #include "backend_cpu/tiles/tile_pack.h"
 
 namespace tandem::cpu {
@@ -35,20 +39,16 @@ template <class Leaf, int kParts>
 class TileMultiplier {
  public:
   using Arch = typename Leaf::Arch;
-  static constexpr int64_t kKeys = 32;
 
   static TileSizes Sizes(const core::Problem& p) { return MatrixTileSizes(p, kParts); }
-  // Of packing, two forms of a tile; of the products, P and both forms of dS.
+  // Of packing, two forms of a tile; of the products, the factors of two pairs.
   static int64_t ScratchBytes(const core::Problem& p) {
     const int64_t steps = core::CeilDiv<int64_t>(core::Max(p.qk_dim, p.v_dim), 32);
-    return 2 * kParts * core::Max(2 * FormHalves(steps), 3 * kPart + kRowPair);
+    return core::Max<int64_t>(4 * kParts * FormHalves(steps), 2 * sizeof(Factors));
   }
 
   TANDEM_ISA_INLINE explicit TileMultiplier(void* scratch)
-      : p_(static_cast<uint16_t*>(scratch)),
-        ds_(p_ + kParts * kPart),
-        ds_plain_(ds_ + kParts * kPart),
-        row_pair_(ds_plain_ + kParts * kPart) {}
+      : factors_(static_cast<Factors*>(scratch)) {}
 
   // Zeros in place of what the parts cannot stand for; true where there was such an element.
   TANDEM_ISA_INLINE static bool LeaveOut(int64_t columns, float* row) {
@@ -93,22 +93,28 @@ class TileMultiplier {
     MultiplyRowsByKeys(quads, Halves(at.dout), Halves(at.v), p.v_dim, pair.scratch->ds);
   }
 
-  // dV^T += dO^T P, dK^T += Q^T dS, dQ += dS K.
-  TANDEM_ISA_INLINE void AddProducts(const TilePair& pair) {
-    const PlaneLayout& w = *pair.plane->layout;
-    const PairOperands at = OperandsOf(pair);
-    const Quads quads = QuadsOf(pair);
-    StoreFactors(pair, quads);
-    const int64_t qk_steps = w.qk_columns / 32, v_steps = w.v_columns / 32;
-    if (at.dv != nullptr) {
-      AddToKeys(quads, Halves(at.dout) + kParts * FormHalves(v_steps), v_steps, p_, at.dv);
+  // P and dS; the additions of this pair are only complete after the next, or Finish.
+  TANDEM_ISA_INLINE void EvaluateAndAdd(const TilePair& pair) {
+    Factors* factors = &factors_[next_factors_];
+    if (!IsPlain(*pair.plane->p) || pair.left_out) {
+      Finish();
+      EvaluatePairs<Arch, 32>(pair);
+      StoreFactors(pair, factors);
+    } else if (pair.is_full && pair.row_end == core::kTile) {
+      PlainFactors<false> work(pair, QuadsOf(pair), factors);
+      AddPending(&work);
+    } else {
+      PlainFactors<true> work(pair, QuadsOf(pair), factors);
+      AddPending(&work);
     }
-    if (at.dk != nullptr) {
-      AddToKeys(quads, Halves(at.q) + kParts * FormHalves(qk_steps), qk_steps, ds_, at.dk);
-    }
-    if (at.dq != nullptr) {
-      AddToRows(quads, ds_plain_, Halves(at.k) + kParts * FormHalves(qk_steps), qk_steps, at.dq);
-    }
+    SetPending(pair, factors);
+    next_factors_ ^= 1;
+  }
+
+  TANDEM_ISA_INLINE void Finish() {
+    NoWork none;
+    AddPending(&none);
+    addition_count_ = 0;
   }
 
   // Where a tile of sums has the element of a row and column.
@@ -142,9 +148,15 @@ class TileMultiplier {
   }
 
  private:
-  // One part of a form of P or dS, and of a pair of its rows.
-  static constexpr int64_t kPart = FormHalves(2);
-  static constexpr int64_t kRowPair = 64;
+  // P and dS of a pair of tiles as operands, [part] in a form each.
+  struct alignas(64) Factors {
+    static constexpr int64_t kPart = FormHalves(2);
+    uint16_t p[kParts * kPart];         // interleaved
+    uint16_t ds[kParts * kPart];        // interleaved
+    uint16_t ds_plain[kParts * kPart];  // plain
+  };
+
+  static constexpr int64_t kRowPair = 64;  // halves of one part of 32 keys of two rows
   static constexpr int64_t kQuadHalves = 2 * kRegisterHalves;
   static constexpr int kFactorProducts = ValueProducts(kParts);
   // Operands are multiplied in both directions: they must be finite, too.
@@ -166,13 +178,6 @@ class TileMultiplier {
     return reinterpret_cast<const uint16_t*>(operand);
   }
 
-  TANDEM_ISA_INLINE void Multiply(const uint16_t* a, const uint16_t* b, int64_t steps) {
-    for (int64_t step = 0; step < steps; ++step) {
-      LoadOperands(a + step * kQuadHalves, b + step * kQuadHalves, &tiles_);
-      MultiplyQuad(&tiles_);
-    }
-  }
-
   TANDEM_ISA_INLINE void MultiplyRowsByKeys(const Quads& quads, const uint16_t* rows,
                                             const uint16_t* keys, int64_t dim, float* products) {
     const int64_t steps = core::CeilDiv<int64_t>(dim, 32);
@@ -182,77 +187,207 @@ class TileMultiplier {
       for (int64_t k = quads.key_begin; k < quads.key_end; ++k) {
         ZeroQuad(&tiles_);
         for (int n = count - 1; n >= 0; --n) {
-          Multiply(rows + kPartPairs[n].a * part + r * steps * kQuadHalves,
-                   keys + kPartPairs[n].b * part + k * steps * kQuadHalves, steps);
+          const uint16_t* a = rows + kPartPairs[n].a * part + r * steps * kQuadHalves;
+          const uint16_t* b = keys + kPartPairs[n].b * part + k * steps * kQuadHalves;
+          for (int64_t step = 0; step < steps; ++step) {
+            LoadOperands(a + step * kQuadHalves, b + step * kQuadHalves, &tiles_);
+            MultiplyQuad(&tiles_);
+          }
         }
         StoreQuadRows<core::kTile>(products + r * 32 * core::kTile + k * 32, &tiles_);
       }
     }
   }
 
-  // P and dS as operands; 0 in rows that the pair does not have.
-  TANDEM_ISA_INLINE void StoreFactors(const TilePair& pair, const Quads& quads) {
+  // P and dS of rows r and r + 1, 32 keys, as operands.
+  TANDEM_ISA_INLINE static void InterleaveRows(int64_t r, int64_t step, const uint16_t* p_rows,
+                                               Factors* to) {
+    const int64_t plain = PlainAt(r, step, 2), interleaved = InterleavedAt(r, step);
+#pragma GCC unroll 3
+    for (int part = 0; part < kParts; ++part) {
+      InterleaveRowPair<Leaf>(p_rows + part * kRowPair,
+                              to->p + part * Factors::kPart + interleaved);
+      InterleaveRowPair<Leaf>(to->ds_plain + part * Factors::kPart + plain,
+                              to->ds + part * Factors::kPart + interleaved);
+    }
+  }
+
+  // What PlainFactors does, for P and dS that are complete; 0 in rows that the pair does not have.
+  TANDEM_ISA_INLINE static void StoreFactors(const TilePair& pair, Factors* factors) {
+    const Quads quads = QuadsOf(pair);
     PairScratch* scratch = pair.scratch;
+    alignas(64) uint16_t p_rows[kParts * kRowPair];
     for (int64_t r = 32 * quads.row_begin; r < 32 * quads.row_end; ++r) {
-      if (r >= pair.row_begin && r < pair.row_end) continue;
-      std::memset(scratch->p + r * core::kTile, 0, 4 * core::kTile);
-      std::memset(scratch->ds + r * core::kTile, 0, 4 * core::kTile);
+      float* p = scratch->p + r * core::kTile;
+      float* ds = scratch->ds + r * core::kTile;
+      if (r < pair.row_begin || r >= pair.row_end) {
+        std::memset(p, 0, 4 * core::kTile);
+        std::memset(ds, 0, 4 * core::kTile);
+      }
     }
     for (int64_t r = 32 * quads.row_begin; r < 32 * quads.row_end; r += 2) {
       for (int64_t step = quads.key_begin; step < quads.key_end; ++step) {
-        const float* p = scratch->p + r * core::kTile + 32 * step;
-        const float* ds = scratch->ds + r * core::kTile + 32 * step;
-        const int64_t to = InterleavedAt(r, step);
-        StoreRowPair<Leaf, kParts>(p, p + core::kTile, row_pair_, kRowPair, p_ + to, kPart);
-        StoreRowPair<Leaf, kParts>(ds, ds + core::kTile, ds_plain_ + PlainAt(r, step, 2), kPart,
-                                   ds_ + to, kPart);
+        for (int64_t t = 0; t < 2; ++t) {
+          const int64_t at = (r + t) * core::kTile + 32 * step;
+          StorePartsOf<Leaf, kParts>(scratch->p + at, p_rows + 32 * t, kRowPair);
+          StorePartsOf<Leaf, kParts>(
+              scratch->ds + at, factors->ds_plain + PlainAt(r, step, 2) + 32 * t, Factors::kPart);
+        }
+        InterleaveRows(r, step, p_rows, factors);
       }
     }
+  }
+
+  // P and dS of a plain pair, from S and dP to operands: work to be mixed with products. A row of
+  // the work is 32 keys of two rows.
+  template <bool kMasked>
+  class PlainFactors {
+   public:
+    TANDEM_ISA_INLINE PlainFactors(const TilePair& pair, const Quads& quads, Factors* factors)
+        : scratch_(pair.scratch),
+          rows_(RowsOf(*pair.plane, pair.q_tile)),
+          scale_(pair.plane->p->scale),
+          factors_(factors),
+          first_row_(32 * quads.row_begin),
+          first_step_(quads.key_begin),
+          second_step_(quads.key_end - quads.key_begin - 1),
+          count_(16 * (quads.row_end - quads.row_begin) * (quads.key_end - quads.key_begin)) {}
+
+    TANDEM_ISA_INLINE int64_t Rows() const { return count_; }
+    TANDEM_ISA_INLINE void FirstHalf(int64_t n) { Evaluate(n, 0); }
+    TANDEM_ISA_INLINE void SecondHalf(int64_t n) {
+      Evaluate(n, 1);
+      InterleaveRows(RowAt(n), StepAt(n), p_rows_, factors_);
+    }
+
+   private:
+    // There are one or two steps of 32 keys: second_step_ is 0 or 1.
+    TANDEM_ISA_INLINE int64_t RowAt(int64_t n) const {
+      return first_row_ + 2 * (n >> second_step_);
+    }
+    TANDEM_ISA_INLINE int64_t StepAt(int64_t n) const { return first_step_ + (n & second_step_); }
+
+    TANDEM_ISA_INLINE void Evaluate(int64_t n, int64_t t) {
+      const int64_t r = RowAt(n), step = StepAt(n);
+      const PlainRow<Arch, kMasked> row(scale_, rows_[r + t], scratch_->visible[r + t]);
+      const float* s = scratch_->p + (r + t) * core::kTile + 32 * step;
+      const float* dp = scratch_->ds + (r + t) * core::kTile + 32 * step;
+      Vectors32<Leaf> p, ds;
+#pragma GCC unroll 4
+      for (int v = 0; v < 32 / kLanes<Arch>; ++v) {
+        p[v] = Vector<Arch>::load_aligned(s + v * kLanes<Arch>);
+        ds[v] = Vector<Arch>::load_aligned(dp + v * kLanes<Arch>);
+        row.Evaluate(32 * step + v * kLanes<Arch>, &p[v], &ds[v]);
+      }
+      StoreParts<Leaf, kParts>(p, p_rows_ + 32 * t, kRowPair);
+      StoreParts<Leaf, kParts>(ds, factors_->ds_plain + PlainAt(r, step, 2) + 32 * t,
+                               Factors::kPart);
+    }
+
+    const PairScratch* const scratch_;
+    const RowData* const rows_;
+    const float scale_;
+    Factors* const factors_;
+    const int64_t first_row_, first_step_, second_step_, count_;
+    alignas(64) uint16_t p_rows_[kParts * kRowPair];
+  };
+
+  // C += A B for pairs of 16 columns, and of 16 rows or keys. A and B are [part], with so many
+  // halves from one pair of either kind to the next.
+  struct Addition {
+    const uint16_t *a, *b;
+    int64_t a_part, a_column, a_pair;
+    int64_t b_part, b_column, b_pair;
+    float* c;
+    int64_t column_pairs;
+    int64_t pair_begin, pair_end;
+    int64_t steps;
+  };
+
+  TANDEM_ISA_INLINE void SetPending(const TilePair& pair, const Factors* factors) {
+    const PlaneLayout& w = *pair.plane->layout;
+    const PairOperands at = OperandsOf(pair);
+    const Quads quads = QuadsOf(pair);
+    const int64_t qk = w.qk_columns / 32, v = w.v_columns / 32;
+    // The second form of each follows all parts of the first.
+    const uint16_t* q = Halves(at.q) + kParts * FormHalves(qk);
+    const uint16_t* dout = Halves(at.dout) + kParts * FormHalves(v);
+    const uint16_t* k = Halves(at.k) + kParts * FormHalves(qk);
+    addition_count_ = 0;
+    if (at.dv != nullptr) AddForKeys(quads, dout, v, factors->p, at.dv);
+    if (at.dk != nullptr) AddForKeys(quads, q, qk, factors->ds, at.dk);
+    if (at.dq == nullptr) return;
+    const int64_t step = quads.key_begin * kQuadHalves;
+    additions_[addition_count_++] = {factors->ds_plain + step,
+                                     k + step,
+                                     Factors::kPart,
+                                     0,
+                                     2 * kQuadHalves,
+                                     FormHalves(qk),
+                                     2 * kQuadHalves,
+                                     0,
+                                     at.dq,
+                                     qk,
+                                     quads.row_begin,
+                                     quads.row_end,
+                                     quads.key_end - quads.key_begin};
   }
 
   // rows: transposed. factors: interleaved.
-  TANDEM_ISA_INLINE void AddToKeys(const Quads& quads, const uint16_t* rows, int64_t column_pairs,
-                                   const uint16_t* factors, float* sums) {
-    const int64_t steps = quads.row_end - quads.row_begin;
-    for (int64_t c = 0; c < column_pairs; ++c) {
-      for (int64_t k = quads.key_begin; k < quads.key_end; ++k) {
-        float* to = sums + (c * 2 + k) * 4 * kRegisterFloats;
-        LoadQuad(to, &tiles_);
-        for (int n = kFactorProducts - 1; n >= 0; --n) {
-          Multiply(rows + kPartPairs[n].a * FormHalves(column_pairs) +
-                       (c * 2 + quads.row_begin) * kQuadHalves,
-                   factors + kPartPairs[n].b * kPart + (k * 2 + quads.row_begin) * kQuadHalves,
-                   steps);
-        }
-        StoreQuad(to, &tiles_);
-      }
-    }
+  TANDEM_ISA_INLINE void AddForKeys(const Quads& quads, const uint16_t* rows, int64_t column_pairs,
+                                    const uint16_t* factors, float* sums) {
+    const int64_t step = quads.row_begin * kQuadHalves;
+    additions_[addition_count_++] = {rows + step,
+                                     factors + step,
+                                     FormHalves(column_pairs),
+                                     2 * kQuadHalves,
+                                     0,
+                                     Factors::kPart,
+                                     0,
+                                     2 * kQuadHalves,
+                                     sums,
+                                     column_pairs,
+                                     quads.key_begin,
+                                     quads.key_end,
+                                     quads.row_end - quads.row_begin};
   }
 
-  // factors: plain. keys: interleaved.
-  TANDEM_ISA_INLINE void AddToRows(const Quads& quads, const uint16_t* factors,
-                                   const uint16_t* keys, int64_t column_pairs, float* sums) {
-    const int64_t steps = quads.key_end - quads.key_begin;
-    for (int64_t c = 0; c < column_pairs; ++c) {
-      for (int64_t r = quads.row_begin; r < quads.row_end; ++r) {
-        float* to = sums + (c * 2 + r) * 4 * kRegisterFloats;
-        LoadQuad(to, &tiles_);
-        for (int n = kFactorProducts - 1; n >= 0; --n) {
-          Multiply(factors + kPartPairs[n].a * kPart + (r * 2 + quads.key_begin) * kQuadHalves,
-                   keys + kPartPairs[n].b * FormHalves(column_pairs) +
-                       (c * 2 + quads.key_begin) * kQuadHalves,
-                   steps);
+  // The additions of the pair before, with work mixed in.
+  template <class Work>
+  __attribute__((noinline)) void AddPending(Work* work) {
+    int64_t quads = 0;
+    for (int n = 0; n < addition_count_; ++n) {
+      const Addition& add = additions_[n];
+      quads += add.column_pairs * (add.pair_end - add.pair_begin) * kFactorProducts * add.steps;
+    }
+    Mixer<Leaf, Work> mixer(&tiles_, work, quads);
+    for (int n = 0; n < addition_count_; ++n) {
+      const Addition& add = additions_[n];
+      for (int64_t column = 0; column < add.column_pairs; ++column) {
+        for (int64_t pair = add.pair_begin; pair < add.pair_end; ++pair) {
+          float* c = add.c + (column * 2 + pair) * 4 * kRegisterFloats;
+          LoadQuad(c, &tiles_);
+          for (int product = kFactorProducts - 1; product >= 0; --product) {
+            const uint16_t* a = add.a + kPartPairs[product].a * add.a_part + column * add.a_column +
+                                pair * add.a_pair;
+            const uint16_t* b = add.b + kPartPairs[product].b * add.b_part + column * add.b_column +
+                                pair * add.b_pair;
+            for (int64_t step = 0; step < add.steps; ++step) {
+              mixer.Quad(a + step * kQuadHalves, b + step * kQuadHalves);
+            }
+          }
+          StoreQuad(c, &tiles_);
         }
-        StoreQuad(to, &tiles_);
       }
     }
+    mixer.Finish();
   }
 
   typename Leaf::Tiles tiles_;
-  uint16_t* const p_;         // interleaved
-  uint16_t* const ds_;        // interleaved
-  uint16_t* const ds_plain_;  // plain
-  uint16_t* const row_pair_;
+  Factors* const factors_;  // of two pairs
+  int next_factors_ = 0;
+  Addition additions_[3];
+  int addition_count_ = 0;
 };
 
 }  // namespace

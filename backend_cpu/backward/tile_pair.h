@@ -14,8 +14,8 @@ namespace {
 struct PairScratch {
   alignas(64) float p[core::kTile * core::kTile];   // S, then the factors of dO in dV
   alignas(64) float ds[core::kTile * core::kTile];  // dP, then dS with respect to scale <q, k>
-  uint64_t visible[core::kTile];
-  uint64_t kept[core::kTile];  // visible, and not dropped
+  uint64_t visible[core::kTile];                    // 0 for rows that do not exist
+  uint64_t kept[core::kTile];                       // visible, and not dropped
 };
 
 struct TilePair {
@@ -24,6 +24,7 @@ struct TilePair {
   int64_t q_tile, kv_tile;
   int64_t first_key;  // local
   bool is_full;       // every pair is visible
+  bool left_out;      // packing left out an element of one of the tiles
   // Rows and keys of the tiles outside which nothing is visible.
   int64_t row_begin, row_end;
   int64_t key_begin, key_end;
@@ -53,21 +54,25 @@ TANDEM_HD bool FindVisible(TilePair* pair) {
   const Plane& plane = *pair->plane;
   const core::Problem& p = *plane.p;
   const int64_t keys = core::Min<int64_t>(core::kTile, core::LocalKeys(plane.s) - pair->first_key);
+  const QueryWords& query_words = *QueryWordsOf(plane, pair->q_tile);
+  const KeyWords& key_words = *KeyWordsOf(plane, pair->kv_tile);
   const core::TileClass tile_class = core::ClassifyTile(
       p.mask, plane.s, pair->rows.head, pair->rows.first, pair->rows.first + pair->rows.count,
       pair->first_key, pair->first_key + keys);
   if (tile_class == core::TileClass::kEmpty) return false;
-  const uint64_t empty = QueryWordsOf(plane, pair->q_tile)->empty;
+  pair->left_out = (query_words.q_left_out | query_words.dout_left_out | key_words.k_left_out |
+                    key_words.v_left_out) != 0;
+  const uint64_t empty = query_words.empty;
   const uint64_t exist = core::IntervalWord(0, pair->rows.count);
   pair->is_full =
       tile_class == core::TileClass::kFull && keys == core::kTile && (empty & exist) == 0;
   pair->row_begin = pair->key_begin = 0;
   pair->row_end = pair->rows.count;
   pair->key_end = core::kTile;
-  if (pair->is_full) {
-    for (int64_t r = 0; r < pair->row_end; ++r) pair->scratch->visible[r] = ~uint64_t{0};
-    return true;
+  for (int64_t r = 0; r < core::kTile; ++r) {
+    pair->scratch->visible[r] = r < pair->row_end ? ~uint64_t{0} : 0;
   }
+  if (pair->is_full) return true;
   uint64_t any_key = 0, any_row = 0;
   for (int64_t r = 0; r < pair->rows.count; ++r) {
     uint64_t word = 0;
@@ -108,18 +113,37 @@ TANDEM_ISA_INLINE Vector<Avx512> ProbabilityOf(Vector<Avx512> x) {
 }
 #endif
 
+// A row where the scale is all that there is.
 template <class Arch, bool kMasked>
-TANDEM_ISA_INLINE void EvaluatePlainRow(float scale, const RowData& row, uint64_t visible,
-                                        int64_t begin, int64_t end, float* p, float* ds) {
+class PlainRow {
+ public:
   using V = Vector<Arch>;
-  const V scales(scale), minus_lse(-row.lse), offset(row.offset);
-  for (int64_t t = begin; t < end; t += kLanes<Arch>) {
-    V x = ProbabilityOf(Fma(V::load_aligned(p + t), scales, minus_lse));
-    V y = x * (V::load_aligned(ds + t) - offset);
+
+  TANDEM_ISA_INLINE PlainRow(float scale, const RowData& row, uint64_t visible)
+      : scale_(scale), minus_lse_(-row.lse), offset_(row.offset), visible_(visible) {}
+
+  // S and dP of the keys from t on to P and dS.
+  TANDEM_ISA_INLINE void Evaluate(int64_t t, V* p, V* ds) const {
+    *p = ProbabilityOf(Fma(*p, scale_, minus_lse_));
+    *ds = *p * (*ds - offset_);
     if constexpr (kMasked) {
-      x = SelectBits(visible >> t, x, V(0.0f));
-      y = SelectBits(visible >> t, y, V(0.0f));
+      *p = SelectBits(visible_ >> t, *p, V(0.0f));
+      *ds = SelectBits(visible_ >> t, *ds, V(0.0f));
     }
+  }
+
+ private:
+  const V scale_, minus_lse_, offset_;
+  const uint64_t visible_;
+};
+
+template <class Arch, bool kMasked>
+TANDEM_ISA_INLINE void EvaluatePlainRow(const PlainRow<Arch, kMasked>& row, int64_t begin,
+                                        int64_t end, float* p, float* ds) {
+  using V = Vector<Arch>;
+  for (int64_t t = begin; t < end; t += kLanes<Arch>) {
+    V x = V::load_aligned(p + t), y = V::load_aligned(ds + t);
+    row.Evaluate(t, &x, &y);
     x.store_aligned(p + t);
     y.store_aligned(ds + t);
   }
@@ -227,9 +251,10 @@ __attribute__((flatten, noinline)) void EvaluatePairs(const TilePair& pair) {
     const uint64_t visible = pair.scratch->visible[r];
     pair.scratch->kept[r] = visible;
     if (pair.is_full) {
-      EvaluatePlainRow<Arch, false>(problem.scale, rows[r], visible, 0, core::kTile, p, ds);
+      EvaluatePlainRow(PlainRow<Arch, false>(problem.scale, rows[r], visible), 0, core::kTile, p,
+                       ds);
     } else {
-      EvaluatePlainRow<Arch, true>(problem.scale, rows[r], visible, begin, end, p, ds);
+      EvaluatePlainRow(PlainRow<Arch, true>(problem.scale, rows[r], visible), begin, end, p, ds);
     }
   }
 }

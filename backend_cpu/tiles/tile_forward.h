@@ -178,7 +178,7 @@ __attribute__((noinline)) void RunUnits(ItemWalk* walk, const ItemScratch& scrat
   Unit* unit = &units[0];
   if (!take(unit)) return;
   Step<Leaf, kParts>(call.shape, score_products, unit, static_cast<const Unit*>(nullptr), &tiles,
-                     NoSoftmax());
+                     NoWork());
   ready(unit);
   while (unit != nullptr) {
     Unit* next = &units[count % 3];
@@ -196,7 +196,7 @@ __attribute__((noinline)) void RunUnits(ItemWalk* walk, const ItemScratch& scrat
     unit = next;
   }
   Step<Leaf, kParts>(call.shape, score_products, static_cast<const Unit*>(nullptr), previous,
-                     &tiles, NoSoftmax());
+                     &tiles, NoWork());
 }
 
 template <class Leaf>

@@ -6,72 +6,11 @@
 #ifndef TANDEM_BACKEND_CPU_TILES_TILE_PRODUCTS_H_
 #define TANDEM_BACKEND_CPU_TILES_TILE_PRODUCTS_H_
 
-#include "backend_cpu/tiles/quads.h"
+#include "backend_cpu/tiles/mixer.h"
 #include "backend_cpu/tiles/tile_softmax.h"
 
 namespace tandem::cpu {
 namespace {
-
-// In place of a softmax, where there is none to mix in.
-struct NoSoftmax {
-  TANDEM_ISA_INLINE int64_t Rows() const { return 0; }
-  TANDEM_ISA_INLINE void FirstHalf(int64_t) {}
-  TANDEM_ISA_INLINE void SecondHalf(int64_t) {}
-};
-
-// Spreads the rows of a softmax evenly over a number of quads.
-template <class Leaf, class Softmax>
-class Mixer {
- public:
-  using Tiles = typename Leaf::Tiles;
-
-  TANDEM_ISA_INLINE Mixer(Tiles* tiles, Softmax* softmax, int64_t quads)
-      : tiles_(*tiles), softmax_(*softmax), quads_(quads), rows_(softmax->Rows()) {}
-
-  TANDEM_ISA_INLINE void Quad(const uint16_t* a, const uint16_t* b) {
-    LoadOperands(a, b, &tiles_);
-    credit_ += rows_;
-    if (credit_ >= 2 * quads_) {
-      tiles_.template Multiply<0, 4, 6>();
-      softmax_.FirstHalf(row_);
-      tiles_.template Multiply<1, 5, 6>();
-      softmax_.SecondHalf(row_);
-      tiles_.template Multiply<2, 4, 7>();
-      softmax_.FirstHalf(row_ + 1);
-      tiles_.template Multiply<3, 5, 7>();
-      softmax_.SecondHalf(row_ + 1);
-      row_ += 2;
-      credit_ -= 2 * quads_;
-    } else if (credit_ >= quads_) {
-      tiles_.template Multiply<0, 4, 6>();
-      tiles_.template Multiply<1, 5, 6>();
-      softmax_.FirstHalf(row_);
-      tiles_.template Multiply<2, 4, 7>();
-      tiles_.template Multiply<3, 5, 7>();
-      softmax_.SecondHalf(row_);
-      ++row_;
-      credit_ -= quads_;
-    } else {
-      MultiplyQuad(&tiles_);
-    }
-  }
-
-  // Rows that no quad took.
-  TANDEM_ISA_INLINE void Finish() {
-    for (; row_ < rows_; ++row_) {
-      softmax_.FirstHalf(row_);
-      softmax_.SecondHalf(row_);
-    }
-  }
-
- private:
-  Tiles& tiles_;
-  Softmax& softmax_;
-  const int64_t quads_;
-  const int64_t rows_;
-  int64_t row_ = 0;
-  int64_t credit_ = 0;  // rows due, times quads_
-};
 
 // The scores of `next` and O += P V of `previous` (either may be null), with the softmax of a unit
 // between them mixed in.

@@ -4,9 +4,11 @@
 //
 //   tandem_race [THREADS [PART_OF_A_CASE_NAME [ROUNDS [PART_OF_A_KERNEL_NAME]]]]
 //
-// Columns: FLOP/s over visible pairs, bytes of keys and values per second, and both against the
-// ceilings: FMA, AMX with bf16, reading memory. Decoding rotates through copies of its keys and
-// values, so that they come from memory.
+// Kernels of the backward pass (dQ, dK and dV) stand beside those of the forward pass; PART
+// "backward" of a kernel's name selects them. Columns: FLOP/s over visible pairs, 2.5 times as many
+// backward, bytes of keys and values per second, and both against the ceilings: FMA, AMX with bf16,
+// reading memory. Decoding rotates through copies of its keys and values, so that they come from
+// memory.
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -48,30 +50,59 @@ class Racer {
         int32_t threads)
       : out_(Device::kCpu, tandem::bench::OutBytes(spec)),
         lse_(Device::kCpu, tandem::bench::LseBytes(spec)),
-        outputs_(tandem::bench::OutputsIn(spec, out_.data(), lse_.data(), Device::kCpu)),
-        plan_(problem, outputs_,
-              tandem::Options{.device = Device::kCpu, .threads = threads, .kernel = kernel}),
-        workspace_(plan_.workspace_size()) {}
+        outputs_(tandem::bench::OutputsIn(spec, out_.data(), lse_.data(), Device::kCpu)) {
+    tandem::Options options = {.device = Device::kCpu, .threads = threads, .kernel = kernel};
+    if (kernel.find("_backward.") == std::string::npos) {
+      plan_.emplace(problem, outputs_, options);
+    } else {
+      gradients_.emplace(problem.q);
+      gradients_->dq = Like(problem.q);
+      gradients_->dk = Like(problem.k);
+      gradients_->dv = Like(problem.v);
+      plan_.emplace(problem, outputs_, *gradients_, options);
+      options.kernel.clear();
+      tandem::Attention(problem, outputs_, options);
+    }
+    workspace_.emplace(plan_->workspace_size());
+  }
 
   void Round(const std::vector<tandem::Problem>& problems) {
     const double start = Now();
     int runs = 0;
     do {
-      plan_.Run(problems[next_++ % problems.size()], outputs_, workspace_.data(),
-                workspace_.size());
+      const tandem::Problem& problem = problems[next_++ % problems.size()];
+      if (gradients_) {
+        plan_->Run(problem, outputs_, *gradients_, workspace_->data(), workspace_->size());
+      } else {
+        plan_->Run(problem, outputs_, workspace_->data(), workspace_->size());
+      }
       ++runs;
     } while (Now() - start < kSecondsPerRound);
     best_ = std::min(best_, (Now() - start) / runs);
   }
 
-  std::string kernel() const { return plan_.kernel(); }
+  std::string kernel() const { return plan_->kernel(); }
   double best() const { return best_; }
+  // Of the forward pass's arithmetic.
+  double work() const { return gradients_ ? 2.5 : 1.0; }
 
  private:
+  // A tensor of the same shape, in memory of this racer's.
+  tandem::Tensor Like(const tandem::Tensor& tensor) {
+    const tandem_tensor& t = tensor.c();
+    int64_t count = 1;
+    for (int32_t d = 0; d < t.rank; ++d) count *= t.shape[d];
+    buffers_.emplace_back(Device::kCpu, static_cast<size_t>(count) * sizeof(float));
+    return {buffers_.back().data(), static_cast<DType>(t.dtype),
+            tandem::Tensor::Extents(t.shape, static_cast<size_t>(t.rank))};
+  }
+
   tandem::bench::Buffer out_, lse_;
+  std::vector<tandem::bench::Buffer> buffers_;
   tandem::Outputs outputs_;
-  tandem::Plan plan_;
-  tandem::HostBuffer workspace_;
+  std::optional<tandem::Gradients> gradients_;
+  std::optional<tandem::Plan> plan_;
+  std::optional<tandem::HostBuffer> workspace_;
   size_t next_ = 0;
   double best_ = 1e30;
 };
@@ -126,9 +157,9 @@ void Race(const CaseSpec& spec, int32_t threads, int rounds, const std::string& 
               spec.Name(Device::kCpu).c_str(), threads, ceilings.fma * 1e-9, ceilings.amx * 1e-9,
               ceilings.read * 1e-9);
   for (const auto& racer : racers) {
-    const double flops = spec.Flops() / racer->best();
+    const double flops = racer->work() * spec.Flops() / racer->best();
     const double bytes = spec.KvBytes() / racer->best();
-    std::printf("  %-24s %9.3f ms %8.1f GF/s (%.2f of FMA", racer->kernel().c_str(),
+    std::printf("  %-30s %9.3f ms %8.1f GF/s (%.2f of FMA", racer->kernel().c_str(),
                 racer->best() * 1e3, flops * 1e-9, flops / ceilings.fma);
     if (ceilings.amx > 0) std::printf(", %.2f of AMX", flops / ceilings.amx);
     std::printf(")");

@@ -166,11 +166,9 @@ void ComputeRows(const Problem& p, int64_t batch, int64_t head, int64_t begin) {
 }  // namespace
 
 bool ReferenceDecline(const Problem& problem, core::Text* reason) {
-  const char* what = nullptr;
-  if (problem.has_block_table) what = "keys and values in pages (block_table) are not built yet";
-  if (problem.has_kv_cache) what = "a packed key and value cache (kv_cache) is not built yet";
-  if (what != nullptr) core::Format(reason, "%s", what);
-  return what != nullptr;
+  if (!problem.has_block_table) return false;
+  core::Format(reason, "keys and values in pages (block_table) are not built yet");
+  return true;
 }
 
 bool DeclineUnbuilt(const Problem& problem, core::Text* reason) {

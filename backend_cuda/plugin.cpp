@@ -177,7 +177,7 @@ bool DeclineForward(const Problem& problem, Text* reason) {
   } else if (problem.has_block_table) {
     Format(reason, "paged keys and values are not built yet");
   } else if (problem.has_kv_cache) {
-    Format(reason, "packed key and value caches are not built yet");
+    Format(reason, "key and value caches (kv_cache) are in host memory");
   } else {
     return false;
   }

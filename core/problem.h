@@ -121,9 +121,8 @@ struct Problem {
   int64_t q_offset, kv_offset;  // shard
   int64_t global_q_len, global_kv_len;
 
-  // Not served yet; kernels decline them.
-  int32_t has_block_table;
-  int32_t has_kv_cache;
+  int32_t has_block_table;  // not served yet: kernels decline it
+  int32_t has_kv_cache;     // k, v and kv_lengths are those of a cache in host memory
 
   int32_t* device_status;
 

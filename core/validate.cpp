@@ -6,6 +6,7 @@
 #include "core/mask_plan.h"
 #include "core/mask_prepare.h"
 #include "core/tensor_check.h"
+#include "core/validate_cache.h"
 #include "core/validate_mask.h"
 #include "core/validate_outputs.h"
 
@@ -25,6 +26,7 @@ class ProblemValidator {
 
   bool Run(const tandem_outputs* outputs, const tandem_gradients* gradients) {
     const bool needs_data = outputs != nullptr;
+    has_gradients_ = gradients != nullptr;
     return Header() && Inputs(needs_data) && Shapes() && Sequences() && Scalars() && Terms() &&
            ScoreTensors() && Sizes() &&
            (outputs == nullptr || OutputTensors(in_, *outputs, gradients, &check_, &p_));
@@ -50,9 +52,10 @@ class ProblemValidator {
     const std::initializer_list<tandem_dtype> dtypes = {TANDEM_DTYPE_F32, TANDEM_DTYPE_F16,
                                                         TANDEM_DTYPE_BF16};
     if (!check_.Tensor("q", in_.q, dtypes, {rank}, needs_data)) return false;
-    p_.has_kv_cache = in_.kv_cache != nullptr;
-    if (in_.kv_cache != nullptr && in_.k == nullptr && in_.v == nullptr) {
-      return check_.Fail("kv_cache is given, must be null: this version builds no caches");
+    if (in_.kv_cache != nullptr) {
+      if (!TakeCache(in_, has_gradients_, &check_, &cached_, &p_)) return false;
+      in_.k = &cached_.k;
+      in_.v = &cached_.v;
     }
     const int kv_rank = paged ? 4 : rank;
     if (!check_.Tensor("k", in_.k, {in_.q->dtype}, {kv_rank}, needs_data)) return false;
@@ -248,7 +251,8 @@ class ProblemValidator {
   }
 
   bool Terms() {
-    if (in_.mask_plan == nullptr) return MaskTerms(in_, &check_, &p_);
+    if (in_.mask_plan == nullptr)
+      return MaskTerms(in_, &check_, &p_) && CachedLengths(in_, &check_, p_);
     const Problem& plan = in_.mask_plan->problem;
     const struct {
       const char* what;
@@ -347,7 +351,9 @@ class ProblemValidator {
     return PreparationFits(&check_, p_);
   }
 
-  const tandem_problem& in_;
+  tandem_problem in_;  // k and v are those of the cache, where it is given
+  CachedTensors cached_;
+  bool has_gradients_ = false;
   Problem& p_;
   Checker check_;
 };

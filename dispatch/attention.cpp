@@ -92,6 +92,10 @@ tandem_status Attention(const tandem_problem* problem, const tandem_outputs* out
     return Fail(TANDEM_STATUS_INVALID_ARGUMENT,
                 "mask_plan is in host memory, must be null where the call copies to CUDA");
   }
+  if (staged && problem->kv_cache != nullptr) {
+    return Fail(TANDEM_STATUS_UNSUPPORTED,
+                "kv_cache is in host memory, and no kernel on CUDA reads it; the CPU's do");
+  }
   return staged ? RunStaged(*problem, *outputs, gradients, validated, read)
                 : RunOnHost(validated, read);
 }

@@ -108,6 +108,11 @@ tandem_status ReadMask(const tandem_problem* problem, const tandem_options* opti
     return Fail(TANDEM_STATUS_INVALID_ARGUMENT,
                 "mask_plan is given, must be null where a mask plan is made");
   }
+  if (result->has_kv_cache) {
+    return Fail(TANDEM_STATUS_INVALID_ARGUMENT,
+                "kv_cache is given, must be null where a mask plan is made: it would keep lengths "
+                "that change");
+  }
   if ((read.device_type == TANDEM_DEVICE_CPU || read.device_type == TANDEM_DEVICE_CUDA) &&
       read.device_type != result->device_type) {
     return Fail(TANDEM_STATUS_INVALID_ARGUMENT,

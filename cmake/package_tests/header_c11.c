@@ -15,6 +15,7 @@ const tandem_outputs outputs = TANDEM_OUTPUTS_INIT;
 const tandem_gradients gradients = TANDEM_GRADIENTS_INIT;
 const tandem_executor executor = TANDEM_EXECUTOR_INIT;
 const tandem_options options = TANDEM_OPTIONS_INIT;
+const tandem_kv_cache_config kv_cache_config = TANDEM_KV_CACHE_CONFIG_INIT;
 
 /* The layout that the ABI promises on 64-bit machines. */
 _Static_assert(sizeof(tandem_tensor) == 112, "tandem_tensor");

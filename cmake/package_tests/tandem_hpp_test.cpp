@@ -288,6 +288,25 @@ TEST(MergeTest, HalvesMakeAWhole) {
       tandem::Status::kInvalidArgument);
 }
 
+TEST(KvCacheTest, StandsInThePlaceOfKeysAndValues) {
+  Data data;
+  tandem::Attention(data.Problem(), data.Outputs());
+  const std::vector<float> expected = data.out;
+  tandem::KvCache cache({DType::kF32, kBatch, kHeads, kKeys + 7, kDim, kDim});
+  cache.Append(Layout::kBHSD, data.Problem().k, data.Problem().v);
+  EXPECT_EQ(cache.lengths(), std::vector<int32_t>(kBatch, kKeys));
+  tandem::Problem problem(Layout::kBHSD, data.Problem().q, cache);
+  tandem::Attention(problem, data.Outputs());
+  for (size_t i = 0; i < expected.size(); ++i) EXPECT_NEAR(data.out[i], expected[i], 1e-6f);
+  cache.Truncate(std::vector<int32_t>(kBatch, 1));
+  cache.Append(Layout::kBHSD, data.Problem().k, data.Problem().v, std::vector<int32_t>(kBatch, 2));
+  EXPECT_EQ(cache.lengths(), std::vector<int32_t>(kBatch, 3));
+  cache.Clear();
+  EXPECT_EQ(cache.lengths(), std::vector<int32_t>(kBatch, 0));
+  EXPECT_EQ(Failure([&] { cache.Append(Layout::kTHD, problem.q, problem.q); }).status(),
+            tandem::Status::kInvalidArgument);
+}
+
 TEST(ExplainTest, NamesTheChosenKernelAndTheReasonsOfTheOthers) {
   Data data;
   const tandem::Explanation explanation = tandem::Explain(data.Problem(), data.Out());

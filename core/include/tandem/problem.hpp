@@ -16,6 +16,7 @@
 
 namespace tandem {
 
+class KvCache;
 class MaskPlan;
 
 // One attention problem. Everything after v is optional and has the meaning that it has in
@@ -23,9 +24,16 @@ class MaskPlan;
 struct Problem {
   Problem(Layout the_layout, const Tensor& queries, const Tensor& keys, const Tensor& values)
       : layout(the_layout), q(queries), k(keys), v(values) {}
+  // Keys and values in a cache, which must outlive the calls that use the problem. kBHSD or kBSHD.
+  Problem(Layout the_layout, const Tensor& queries, const KvCache& cache)
+      : layout(the_layout),
+        q(queries),
+        k(nullptr, DType::kF32, Tensor::Extents()),
+        v(k),
+        kv_cache(&cache) {}
 
   Layout layout;
-  Tensor q, k, v;              // one dtype: kF32, kF16 or kBF16
+  Tensor q, k, v;              // one dtype: kF32, kF16 or kBF16; k, v unused with a kv_cache
   std::optional<float> scale;  // none: 1 / sqrt(Dqk)
   float softcap = 0;           // > 0: s = softcap * tanh(s / softcap)
   Mask mask;                   // empty where mask_plan is given
@@ -41,6 +49,7 @@ struct Problem {
   std::optional<Tensor> block_table;  // i32 [B, pages per sequence]
   int64_t page_size = 0;
   int32_t* device_status = nullptr;  // device memory, TANDEM_DEVICE_STATUS_* bits
+  const KvCache* kv_cache = nullptr;
 };
 
 // out: the layout's shape, q's dtype or f32. lse: f32 [B, Hq, Sq] ([Hq, Tq] packed), natural
@@ -188,11 +197,91 @@ class MaskPlan {
   std::unique_ptr<tandem_mask_plan, internal::Destroy<tandem_mask_plan_destroy>> plan_;
 };
 
+// What a cache is made for: as tandem_kv_cache_config.
+struct KvCacheConfig {
+  DType dtype;  // kF32, kF16 or kBF16
+  int64_t batch, kv_heads;
+  int64_t capacity;  // the most keys of one sequence: Sk of problems that use the cache
+  int64_t qk_dim, v_dim;
+};
+
+namespace internal {
+
+inline tandem_kv_cache_config CConfig(const KvCacheConfig& config) {
+  tandem_kv_cache_config c = TANDEM_KV_CACHE_CONFIG_INIT;
+  c.dtype = static_cast<tandem_dtype>(config.dtype);
+  c.batch = config.batch;
+  c.kv_heads = config.kv_heads;
+  c.capacity = config.capacity;
+  c.qk_dim = config.qk_dim;
+  c.v_dim = config.v_dim;
+  return c;
+}
+
+}  // namespace internal
+
+// Bytes that a cache needs.
+inline size_t KvCacheSize(const KvCacheConfig& config) {
+  const tandem_kv_cache_config c_config = internal::CConfig(config);
+  size_t size = 0;
+  internal::Check(tandem_kv_cache_size(&c_config, &size));
+  return size;
+}
+
+// Keys and values of growing sequences, in host memory. While a thread changes it (Append,
+// Truncate, Clear), no other may use it.
+class KvCache {
+ public:
+  // In memory of its own.
+  explicit KvCache(const KvCacheConfig& config)
+      : config_(config), memory_(std::in_place, KvCacheSize(config)) {
+    Create(memory_->data(), memory_->size());
+  }
+  // In the caller's memory: KvCacheSize bytes, aligned to 256, which must outlive the cache.
+  KvCache(const KvCacheConfig& config, void* memory, size_t size) : config_(config) {
+    Create(memory, size);
+  }
+
+  // Appends all rows of k and v to every sequence, or the first lengths[b] to sequence b. layout:
+  // kBHSD or kBSHD.
+  void Append(Layout layout, const Tensor& k, const Tensor& v,
+              const std::optional<Indices>& lengths = {}) {
+    internal::Check(tandem_kv_cache_append(cache_.get(), static_cast<tandem_layout>(layout), &k.c(),
+                                           &v.c(), lengths ? &lengths->tensor().c() : nullptr));
+  }
+  // Keeps the first lengths[b] keys of sequence b.
+  void Truncate(const Indices& lengths) {
+    internal::Check(tandem_kv_cache_truncate(cache_.get(), &lengths.tensor().c()));
+  }
+  void Clear() { internal::Check(tandem_kv_cache_truncate(cache_.get(), nullptr)); }
+
+  const KvCacheConfig& config() const noexcept { return config_; }
+  std::vector<int32_t> lengths() const {
+    std::vector<int32_t> lengths(static_cast<size_t>(config_.batch));
+    internal::Check(tandem_kv_cache_lengths(cache_.get(), lengths.data()));
+    return lengths;
+  }
+  const tandem_kv_cache* c() const noexcept { return cache_.get(); }
+
+ private:
+  void Create(void* memory, size_t size) {
+    const tandem_kv_cache_config c_config = internal::CConfig(config_);
+    tandem_kv_cache* cache = nullptr;
+    internal::Check(tandem_kv_cache_create(&c_config, memory, size, &cache));
+    cache_.reset(cache);
+  }
+
+  KvCacheConfig config_;
+  std::optional<HostBuffer> memory_;
+  std::unique_ptr<tandem_kv_cache, internal::Destroy<tandem_kv_cache_destroy>> cache_;
+};
+
 inline internal::CProblem::CProblem(const Problem& problem) : terms_(problem.mask.c()) {
   c_.layout = static_cast<tandem_layout>(problem.layout);
   c_.q = &problem.q.c();
-  c_.k = &problem.k.c();
-  c_.v = &problem.v.c();
+  c_.k = problem.kv_cache == nullptr ? &problem.k.c() : nullptr;
+  c_.v = problem.kv_cache == nullptr ? &problem.v.c() : nullptr;
+  c_.kv_cache = problem.kv_cache == nullptr ? nullptr : problem.kv_cache->c();
   c_.has_scale = problem.scale.has_value();
   c_.scale = problem.scale.value_or(0.0f);
   c_.softcap = problem.softcap;

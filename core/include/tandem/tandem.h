@@ -17,7 +17,8 @@
  * can come after a launch).
  *   - Pointers passed in are borrowed for the call only, unless the function says otherwise.
  *   - Every function may be called from any thread at any time. Handles are immutable after
- * creation and may be shared between threads; destroy them once, when no other thread uses them.
+ * creation (a tandem_kv_cache is not: see there) and may be shared between threads; destroy them
+ * once, when no other thread uses them.
  */
 #ifndef TANDEM_TANDEM_H_
 #define TANDEM_TANDEM_H_
@@ -236,8 +237,8 @@ typedef struct tandem_mask_plan tandem_mask_plan;
 /* ---------------------------------------------------------------------------------------------------------
  * problem */
 
-/* Keys and values packed in a kernel's own tile layout; no version builds one yet (kernels decline
- * it). */
+/* The keys and values of growing sequences, in a layout of the library's own; see
+ * tandem_kv_cache_create. */
 typedef struct tandem_kv_cache tandem_kv_cache;
 
 /* One attention problem. Everything but q, k, v, layout is optional. Tensors and terms are borrowed
@@ -282,7 +283,10 @@ typedef struct tandem_problem {
   const tandem_tensor* block_table;
   int64_t page_size;
 
-  const tandem_kv_cache* kv_cache; /* in place of k and v */
+  /* In place of k and v, which are null then. Sk is its capacity, and sequence b has as many keys
+   * as were appended (kv_lengths of a lengths term may be smaller). Forward passes on the CPU;
+   * layouts BHSD and BSHD; with no mask_plan, block_table or kv_offset. */
+  const tandem_kv_cache* kv_cache;
 
   /* Device memory, i32 [1], or null: set to nonzero bits (TANDEM_DEVICE_STATUS_*) where device data
    * was clamped. */
@@ -445,6 +449,50 @@ TANDEM_API tandem_status tandem_mask_inspect(const tandem_problem* problem, int6
                                              int64_t head, int64_t q_begin, int64_t q_count,
                                              int64_t kv_begin, int64_t kv_count, uint8_t* visible,
                                              tandem_tile_class* tile);
+
+/* -------------------------------------------------------------------------------------------------
+ * key and value cache */
+
+/* Keys and values that grow by appending and are read many times: each head's rows follow each
+ * other in memory, whatever layout they come in, so that short queries read them at the speed of
+ * memory and nothing is ever packed again. */
+typedef struct tandem_kv_cache_config {
+  uint32_t struct_size;
+  tandem_dtype dtype; /* f32, f16 or bf16: that of q, k and v */
+  int64_t batch;      /* sequences: B of the problems that use the cache */
+  int64_t kv_heads;   /* Hk */
+  int64_t capacity;   /* the most keys that a sequence can hold: Sk */
+  int64_t qk_dim;     /* Dqk */
+  int64_t v_dim;      /* Dv */
+} tandem_kv_cache_config;
+#define TANDEM_KV_CACHE_CONFIG_INIT \
+  { sizeof(tandem_kv_cache_config), 0, 0, 0, 0, 0, 0 }
+
+/* Bytes of host memory that a cache needs. */
+TANDEM_API tandem_status tandem_kv_cache_size(const tandem_kv_cache_config* config, size_t* size);
+
+/* An empty cache in the caller's memory: at least tandem_kv_cache_size bytes, aligned to 256, which
+ * must outlive the cache and belong to nobody else. On success *cache is owned by the caller.
+ * A cache is the one handle that changes: while a thread appends to it, truncates or destroys it,
+ * no other may use it, for a run either. Reading it (runs, lengths) is free for all threads. */
+TANDEM_API tandem_status tandem_kv_cache_create(const tandem_kv_cache_config* config, void* memory,
+                                                size_t size, tandem_kv_cache** cache);
+TANDEM_API void tandem_kv_cache_destroy(tandem_kv_cache* cache); /* null is fine */
+
+/* Appends n rows to every sequence, or the first lengths[b] of them to sequence b. layout: BHSD (k
+ * [B, Hk, n, Dqk], v [B, Hk, n, Dv]) or BSHD (k [B, n, Hk, Dqk], v [B, n, Hk, Dv]), in host memory,
+ * with any strides. lengths: null, or i32 [B] in [0, n]. Rows beyond them are not read. All rows
+ * are appended, or none: a sequence that would exceed the capacity is an error. */
+TANDEM_API tandem_status tandem_kv_cache_append(tandem_kv_cache* cache, tandem_layout layout,
+                                                const tandem_tensor* k, const tandem_tensor* v,
+                                                const tandem_tensor* lengths);
+
+/* Keeps the first lengths[b] keys of sequence b: i32 [B], in [0, what it holds]; null: none. */
+TANDEM_API tandem_status tandem_kv_cache_truncate(tandem_kv_cache* cache,
+                                                  const tandem_tensor* lengths);
+
+/* Writes how many keys each sequence holds: lengths[B]. */
+TANDEM_API tandem_status tandem_kv_cache_lengths(const tandem_kv_cache* cache, int32_t* lengths);
 
 /* -----------------------------------------------------------------------------------------------------------
  * merge */

@@ -44,6 +44,7 @@ struct alignas(16) BlockState {
   int64_t tile_end;
   RowSource keys;
   RowSource values;
+  const char* bias;             // where its tiles are staged, of the first row and key 0
   uint64_t visible_words[128];  // of the step's rows, in quad order
   uint64_t query_flags[2];      // rows that the split products cannot serve (f32)
   int32_t warp_counts[4];
@@ -93,14 +94,25 @@ class ForwardBlock {
   }
 
   __device__ void Run(int64_t batch, int64_t head, int64_t row_block) {
-    if (threadIdx.x == 0) SetUp(batch, head, row_block);
+    int32_t status = 0;
+    const Sequence s = core::ResolveSequence(problem_, batch, &status);
+    const int64_t first_row = row_block * kPolicy.block_rows;
+    if (threadIdx.x == 0 && status != 0 && head == 0 && row_block == 0 &&
+        problem_.device_status != nullptr) {
+      atomicOr(problem_.device_status, status);
+    }
+    if (first_row >= s.q_rows) return;
+    const bool is_short = IsShort(problem_, s);
+    // Q is under way while the block finds out what to do.
+    if (!kIsF32 && !is_short) StartQuery(s, head, first_row);
+    if (threadIdx.x == 0) SetUp(s, head, first_row);
     __syncthreads();
-    if (state_.first_row >= state_.sequence.q_rows) return;
-    if (IsShort(problem_, state_.sequence)) {
+    if (is_short) {
       WriteRowsBeyondShort();
       return;
     }
-    StageQuery();
+    if (kIsF32) StartQuery(s, head, first_row);
+    PrepareCopies();
     bool is_careful = false;
     do {
       VisitTiles(is_careful);
@@ -129,16 +141,11 @@ class ForwardBlock {
 
   // ---- setup ----
 
-  __device__ __forceinline__ void SetUp(int64_t batch, int64_t head, int64_t row_block) {
-    int32_t status = 0;
-    const Sequence sequence = core::ResolveSequence(problem_, batch, &status);
-    if (status != 0 && head == 0 && row_block == 0 && problem_.device_status != nullptr) {
-      atomicOr(problem_.device_status, status);
-    }
-    const int64_t kv_head = head / problem_.group;
+  __device__ __forceinline__ void SetUp(const Sequence& sequence, int64_t head, int64_t first_row) {
+    const int64_t kv_head = static_cast<uint32_t>(head) / static_cast<uint32_t>(problem_.group);
     state_.sequence = sequence;
     state_.head = head;
-    state_.first_row = row_block * kPolicy.block_rows;
+    state_.first_row = first_row;
     state_.rows_end = core::Min<int64_t>(state_.first_row + kPolicy.block_rows, sequence.q_rows);
     if constexpr (kIsF32) {
       state_.keys = PlaneSource(params_.keys, sequence, kv_head);
@@ -149,6 +156,12 @@ class ForwardBlock {
           problem_.k, core::KeyOffset(problem_.k, sequence, kv_head, 0), problem_.qk_dim);
       state_.values = MakeRowSource<kDType>(
           problem_.v, core::KeyOffset(problem_.v, sequence, kv_head, 0), problem_.v_dim);
+    }
+    if (params_.bias_bytes != 0) {
+      state_.bias = static_cast<const char*>(problem_.bias.data) +
+                    core::BiasOffset(problem_.bias, sequence, head, sequence.q_offset + first_row,
+                                     sequence.kv_offset) *
+                        params_.bias_bytes;
     }
     const core::Interval hull =
         core::VisibleKeyHull(problem_.mask, sequence, head, state_.first_row, state_.rows_end);
@@ -168,23 +181,31 @@ class ForwardBlock {
     return source;
   }
 
-  __device__ __forceinline__ void StageQuery() {
-    const Sequence& s = state_.sequence;
+  __device__ __forceinline__ void StartQuery(const Sequence& s, int64_t head, int64_t first_row) {
     const RowSource source = MakeRowSource<kDType>(
-        problem_.q, core::QueryOffset(problem_.q, s, state_.head, 0), problem_.qk_dim);
+        problem_.q, core::QueryOffset(problem_.q, s, head, 0), problem_.qk_dim);
     StageTile<kDType, kHeadDim, kPolicy.block_rows, kPolicy.threads, TileUse::kScores>(
-        source, state_.first_row, s.q_rows, shared_, state_.query_flags, threadIdx.x);
+        source, first_row, s.q_rows, shared_, state_.query_flags, threadIdx.x);
     CommitCopies();
-    WaitCopies<0>();
+  }
+
+  __device__ __forceinline__ void PrepareCopies() {
+    key_chunk_ = Column::Source(state_.keys.base, state_.keys.row_stride * 2, state_.keys.columns,
+                                threadIdx.x);
+    value_chunk_ = Column::Source(state_.values.base, state_.values.row_stride * 2,
+                                  state_.values.columns, threadIdx.x);
+    Column::ClearBeyond(Slot(0), state_.keys.columns, threadIdx.x);
+    Column::ClearBeyond(Slot(1), state_.values.columns, threadIdx.x);
+  }
+
+  // Waits for Q, but not for what was started after it in one group.
+  __device__ __forceinline__ void FinishQuery() {
+    WaitCopies<1>();
     if constexpr (!kIsF32) {
       if (problem_.scale < 0.0f) {
         FlipSigns<kHeadDim, kPolicy.block_rows, kPolicy.threads>(shared_, threadIdx.x);
       }
     }
-    key_chunk_ = Column::Source(state_.keys.base, KeyRowBytes(), threadIdx.x);
-    value_chunk_ = Column::Source(state_.values.base, ValueRowBytes(), threadIdx.x);
-    Column::ClearBeyond(Slot(0), state_.keys.columns, threadIdx.x);
-    Column::ClearBeyond(Slot(1), state_.values.columns, threadIdx.x);
     __syncthreads();
     if constexpr (kPolicy.query_in_registers) {
 #pragma unroll
@@ -240,19 +261,22 @@ class ForwardBlock {
     if (is_listed)
       state_.list[position] = static_cast<uint16_t>(threadIdx.x << kPropertyBits | properties);
     list_count_ = count;
-    list_begin_ = begin;
+    list_begin_ = static_cast<uint32_t>(begin);
     __syncthreads();
   }
 
   // A listed tile.
   struct Tile {
-    int64_t first_key;
-    int properties;  // what hides pairs, and what is flagged
+    uint32_t index;
+    uint32_t properties;  // what hides pairs, and what is flagged
+
+    __device__ __forceinline__ int64_t FirstKey() const {
+      return static_cast<int64_t>(index) * kPolicy.block_keys;
+    }
   };
   __device__ __forceinline__ Tile ListedTile(int step) const {
-    const int entry = state_.list[step];
-    return {(list_begin_ + (entry >> kPropertyBits)) * kPolicy.block_keys,
-            entry & ((1 << kPropertyBits) - 1)};
+    const uint32_t entry = state_.list[step];
+    return {list_begin_ + (entry >> kPropertyBits), entry & ((1u << kPropertyBits) - 1)};
   }
 
   // ---- loads ----
@@ -260,56 +284,50 @@ class ForwardBlock {
   // Starts the load of a K tile, with the mask and the bias of its step.
   __device__ __forceinline__ void StartKeys(const Tile& tile) {
     if (params_.has_chunks) {
-      CopyRows(key_chunk_, KeyRowBytes(), problem_.qk_dim, tile, 0);
+      CopyRows(key_chunk_, params_.key_steps, tile, 0);
     } else {
       StageElements<kRowType, kHeadDim, kPolicy.block_keys, kPolicy.threads, TileUse::kScores>(
-          state_.keys, tile.first_key, core::LocalKeys(state_.sequence), Slot(0), nullptr,
+          state_.keys, tile.FirstKey(), core::LocalKeys(state_.sequence), Slot(0), nullptr,
           threadIdx.x);
     }
-    if ((tile.properties & kDensePart) != 0) StageDenseWords(tile.first_key);
+    if ((tile.properties & kDensePart) != 0) StageDenseWords(tile.FirstKey());
     if constexpr (!kIsPlain) {
-      if (params_.bias_bytes == 2) StageBias<2>(tile.first_key);
-      if (params_.bias_bytes == 4) StageBias<4>(tile.first_key);
+      if (params_.bias_bytes == 2) StageBias<2>(tile.FirstKey());
+      if (params_.bias_bytes == 4) StageBias<4>(tile.FirstKey());
     }
     CommitCopies();
   }
 
   __device__ __forceinline__ void StartValues(const Tile& tile) {
     if (params_.has_chunks) {
-      CopyRows(value_chunk_, ValueRowBytes(), problem_.v_dim, tile, kPolicy.tile_bytes);
+      CopyRows(value_chunk_, params_.value_steps, tile, kPolicy.tile_bytes);
     } else {
       StageElements<kRowType, kHeadDim, kPolicy.block_keys, kPolicy.threads, TileUse::kValues>(
-          state_.values, tile.first_key, core::LocalKeys(state_.sequence), Slot(1), nullptr,
+          state_.values, tile.FirstKey(), core::LocalKeys(state_.sequence), Slot(1), nullptr,
           threadIdx.x);
     }
     CommitCopies();
   }
 
-  __device__ __forceinline__ int64_t KeyRowBytes() const {
-    return kIsF32 ? int64_t{kPlanes} * kHeadDim * 2 : problem_.k.row_stride * 2;
-  }
-  __device__ __forceinline__ int64_t ValueRowBytes() const {
-    return kIsF32 ? int64_t{kPlanes} * kHeadDim * 2 : problem_.v.row_stride * 2;
-  }
-
   // Copies this thread's chunks of a tile into the slot at `offset`. `from`: its chunk of key 0.
-  __device__ __forceinline__ void CopyRows(const char* from, int64_t row_bytes, int64_t columns,
+  __device__ __forceinline__ void CopyRows(const char* from, const CopySteps& steps,
                                            const Tile& tile, int offset) {
-    from += tile.first_key * row_bytes;
+    if (from == nullptr) return;
+    from += static_cast<int64_t>(tile.index) * steps.step;
     const uint32_t target = chunk_address_ + offset;
     if constexpr (kIsF32) {
       // Planes have rows of zeros up to the end of the last tile.
 #pragma unroll
       for (int plane = 0; plane < kPlanes; ++plane) {
-        Column::CopyWhole(target + plane * kTilePlaneBytes, from + plane * kHeadDim * 2, row_bytes);
+        Column::CopyWhole(target + plane * kTilePlaneBytes, from + plane * kHeadDim * 2,
+                          steps.pass);
       }
     } else {
-      if (Column::Column(threadIdx.x) >= columns) return;
       if ((tile.properties & kCut) == 0) {
-        Column::CopyWhole(target, from, row_bytes);
+        Column::CopyWhole(target, from, steps.pass);
       } else {
-        Column::CopyCut(target, from, row_bytes, core::LocalKeys(state_.sequence) - tile.first_key,
-                        threadIdx.x);
+        Column::CopyCut(target, from, steps.pass,
+                        core::LocalKeys(state_.sequence) - tile.FirstKey(), threadIdx.x);
       }
     }
   }
@@ -336,32 +354,33 @@ class ForwardBlock {
   template <int kBytes>
   __device__ __forceinline__ void StageBias(int64_t first_key) {
     constexpr int kRowChunks = kPolicy.block_keys * kBytes / 16;
-    const Sequence& s = state_.sequence;
-    const Array4& bias = problem_.bias;
+    constexpr int kStep = kPolicy.threads / kRowChunks;
+    constexpr int kPasses = kPolicy.block_rows / kStep;
     const int chunk = threadIdx.x % kRowChunks;
     const int first = threadIdx.x / kRowChunks;
-    const int rows = static_cast<int>(state_.rows_end - state_.first_row);
-    const int size = static_cast<int>(
-        core::Clamp<int64_t>((core::LocalKeys(s) - first_key) * kBytes - chunk * 16, 0, 16));
-    const char* from = static_cast<const char*>(bias.data) +
-                       core::BiasOffset(bias, s, state_.head, s.q_offset + state_.first_row + first,
-                                        s.kv_offset + first_key) *
-                           kBytes +
-                       chunk * 16;
+    const int64_t row_bytes = problem_.bias.row_stride * kBytes;
+    const char* from = state_.bias + first * row_bytes + first_key * kBytes + chunk * 16;
     const uint32_t target =
         SharedAddress(shared_ + kBiasOffset) + first * BiasPitch(kBytes) + chunk * 16;
-    constexpr int kStep = kPolicy.threads / kRowChunks;
-    const int64_t row_step = kStep * bias.row_stride * kBytes;
+    const int rows = static_cast<int>(state_.rows_end - state_.first_row);
+    const int64_t size = (core::LocalKeys(state_.sequence) - first_key) * kBytes - chunk * 16;
+    if (rows == kPolicy.block_rows && size >= 16) {
 #pragma unroll
-    for (int i = 0; i < kPolicy.block_rows / kStep; ++i) {
-      const bool is_there = first + i * kStep < rows;
-      const uint32_t row_target = target + i * kStep * BiasPitch(kBytes);
-      if (is_there && size != 0 && size != 16) {
-        StagePartialChunk(row_target, from, size, kBytes);
-      } else {
-        CopyAsync16(row_target, is_there && size == 16 ? from : key_chunk_, is_there ? size : 0);
+      for (int i = 0; i < kPasses; ++i) {
+        CopyAsync16(target + i * kStep * BiasPitch(kBytes), from + i * kStep * row_bytes);
       }
-      from += row_step;
+      return;
+    }
+#pragma unroll 1
+    for (int i = 0; i < kPasses; ++i) {
+      const bool is_there = first + i * kStep < rows && size > 0;
+      const uint32_t row_target = target + i * kStep * BiasPitch(kBytes);
+      if (is_there && size < 16) {
+        StagePartialChunk(row_target, from + i * kStep * row_bytes, static_cast<int>(size), kBytes);
+      } else {
+        CopyAsync16(row_target, is_there ? from + i * kStep * row_bytes : state_.bias,
+                    is_there ? 16 : 0);
+      }
     }
   }
 
@@ -371,10 +390,10 @@ class ForwardBlock {
     if (threadIdx.x >= kPolicy.block_rows || row >= state_.rows_end) return 0;
     if ((tile.properties & kStructuredPart) == 0 && HasWholeWords()) return ~uint64_t{0};
     const Sequence& s = state_.sequence;
-    const int64_t first_key = tile.first_key & ~int64_t{63};
+    const int64_t first_key = tile.FirstKey() & ~int64_t{63};
     return core::ToQuadOrder(
-        HasWholeWords() ? core::StructuredWord(problem_.mask, s, state_.head, row, first_key)
-                        : core::VisibleWord(problem_.mask, s, state_.head, row, first_key));
+        HasWholeWords() ? WordOfStructuredTerms(problem_.mask, s, state_.head, row, first_key)
+                        : WordOfAllTerms(problem_.mask, s, state_.head, row, first_key));
   }
   // Puts it where the block reads it; this thread's own copy of the dense word has arrived.
   __device__ __forceinline__ void StoreWord(const Tile& tile, uint64_t word) {
@@ -392,9 +411,13 @@ class ForwardBlock {
     warp_state_.Reset();
     for (int64_t first = state_.tile_begin; first < state_.tile_end; first += kPolicy.threads) {
       ListVisibleTiles(first);
-      if (list_count_ == 0) continue;
       Tile tile = ListedTile(0);
-      StartKeys(tile);
+      if (list_count_ != 0) {
+        StartKeys(tile);
+      } else {
+        CommitCopies();
+      }
+      if (first == state_.tile_begin && !is_careful) FinishQuery();
       for (int step = 0; step < list_count_; ++step) {
         const bool has_next = step + 1 < list_count_;
         const Tile next = ListedTile(has_next ? step + 1 : step);
@@ -403,6 +426,7 @@ class ForwardBlock {
       }
       __syncthreads();
     }
+    WaitCopies<0>();  // of Q, where nothing is visible
   }
 
   // While K is multiplied V is under way, and the next K while V is.
@@ -418,20 +442,20 @@ class ForwardBlock {
     Warp::template MultiplyQueryKey<kPolicy.query_in_registers>(
         query_address_, kQueryPlaneBytes, query_, key_address_, kTilePlaneBytes, scores);
     typename Warp::Bits bits;
-    if (!kIsPlain || kIsF32 || is_partial || is_careful) {
-      LoadBits(tile.first_key, is_partial, bits);
+    if (kTerms == ScoreTerms::kAny || kIsF32 || is_partial || is_careful) {
+      LoadBits(tile.FirstKey(), is_partial, bits);
     }
     if constexpr (kIsF32) {
       const bool is_flagged = (tile.properties & kFlaggedKeys) != 0 ||
                               (state_.query_flags[0] | state_.query_flags[1]) != 0;
-      if (is_flagged) ReplaceOverflowingScores(scores, tile.first_key, bits);
+      if (is_flagged) ReplaceOverflowingScores(scores, tile.FirstKey(), bits);
     }
-    if constexpr (!kIsPlain) FinishScores(scores, tile.first_key, bits, is_careful);
+    if constexpr (!kIsPlain) FinishScores(scores, tile.FirstKey(), bits, is_careful);
     if (is_partial || (is_careful && !kIsPlain)) Warp::HideScores(scores, bits);
     warp_state_.UpdateSoftmax(scores, Scale());
     if constexpr (kTerms == ScoreTerms::kAny) {
       if (problem_.dropout.enabled != 0) {
-        Warp::DropPairs(problem_, state_.sequence, Rows(), tile.first_key, scores, bits);
+        Warp::DropPairs(problem_, state_.sequence, Rows(), tile.FirstKey(), scores, bits);
       }
     }
     typename Warp::Probabilities packed;
@@ -443,7 +467,7 @@ class ForwardBlock {
     bool has_taken_out = false;
     if (kIsF32) {
       if ((tile.properties & kFlaggedValues) != 0) {
-        AddTakenOutValues(packed, bits, tile.first_key);
+        AddTakenOutValues(packed, bits, tile.FirstKey());
       }
     } else if (is_careful) {
       has_taken_out = __syncthreads_or(
@@ -464,8 +488,8 @@ class ForwardBlock {
   }
 
   __device__ __forceinline__ ScoreScale Scale() const {
-    if constexpr (kIsPlain) return {fabsf(problem_.scale), fabsf(problem_.scale) * core::kLog2e};
-    return {1.0f, core::kLog2e};
+    if constexpr (kIsPlain) return params_.score_scale;
+    return ScaleBy(1.0f);
   }
   __device__ __forceinline__ WarpRows Rows() const {
     return {static_cast<int32_t>(state_.first_row) + warp_ * kWarpRows, 1, state_.head};
@@ -683,19 +707,21 @@ class ForwardBlock {
         out.row_stride % 8 == 0 &&
         reinterpret_cast<uintptr_t>(static_cast<uint16_t*>(out.data) + offset) % 16 == 0;
     if (is_vector) {
-      for (int item = lane_; item < rows * kChunks; item += kWarpSize) {
-        const int n = item / kChunks;
-        const int chunk = item % kChunks;
-        if (8 * chunk >= problem_.v_dim) continue;
+      constexpr int kPassRows = kWarpSize / kChunks;
+      const int chunk = lane_ % kChunks;
+      if (8 * chunk >= problem_.v_dim) return;
+      uint16_t* to =
+          static_cast<uint16_t*>(out.data) + offset + lane_ / kChunks * out.row_stride + 8 * chunk;
+#pragma unroll 4
+      for (int n = lane_ / kChunks; n < rows; n += kPassRows) {
         const float4* from = reinterpret_cast<const float4*>(OutputChunk(n, chunk));
         const float4 low = from[0];
         const float4 high = from[1];
-        *reinterpret_cast<uint4*>(static_cast<uint16_t*>(out.data) + offset + n * out.row_stride +
-                                  8 * chunk) =
-            make_uint4(PackPair<kMathType<kDType>>(low.x, low.y),
-                       PackPair<kMathType<kDType>>(low.z, low.w),
-                       PackPair<kMathType<kDType>>(high.x, high.y),
-                       PackPair<kMathType<kDType>>(high.z, high.w));
+        *reinterpret_cast<uint4*>(to) = make_uint4(PackPair<kMathType<kDType>>(low.x, low.y),
+                                                   PackPair<kMathType<kDType>>(low.z, low.w),
+                                                   PackPair<kMathType<kDType>>(high.x, high.y),
+                                                   PackPair<kMathType<kDType>>(high.z, high.w));
+        to += kPassRows * out.row_stride;
       }
       return;
     }
@@ -732,7 +758,7 @@ class ForwardBlock {
   const char* key_chunk_;   // where from, of key 0
   const char* value_chunk_;
   int list_count_;
-  int64_t list_begin_;  // the first tile of the list's chunk
+  uint32_t list_begin_;  // the first tile of the list's chunk
   Warp warp_state_;
   typename Warp::QueryFragments query_;
 };
@@ -742,19 +768,19 @@ __global__ void __launch_bounds__(ForwardPolicy(kDType, kHeadDim).threads,
                                   ForwardPolicy(kDType, kHeadDim).blocks_per_multiprocessor)
     ForwardKernel(const __grid_constant__ ForwardParams params) {
   extern __shared__ __align__(1024) char shared[];
-  const int64_t item = int64_t{blockIdx.y} * gridDim.x + blockIdx.x;
-  if (item >= params.items) return;
   // Heads in sections whose keys and values stay in the L2 cache; the longest row blocks (with
-  // causal masks, the last) first in each.
-  const int64_t heads = params.problem.batch * params.problem.q_heads;
-  const int64_t section_items = params.section_heads * params.row_blocks;
-  const int64_t first_head = item / section_items * params.section_heads;
-  const int64_t heads_here = core::Min(params.section_heads, heads - first_head);
-  const int64_t rest = item % section_items;
-  const int64_t row_block = params.row_blocks - 1 - rest / heads_here;
-  const int64_t head = first_head + rest % heads_here;
+  // causal masks, the last) first in each. In 32 bits, where divisions are short.
+  const uint32_t q_heads = static_cast<uint32_t>(params.problem.q_heads);
+  const uint32_t section_heads = static_cast<uint32_t>(params.section_heads);
+  const uint32_t row_blocks = static_cast<uint32_t>(params.row_blocks);
+  const uint32_t first_head = blockIdx.x / (section_heads * row_blocks) * section_heads;
+  const uint32_t rest = blockIdx.x - first_head * row_blocks;
+  const uint32_t heads_here =
+      core::Min(section_heads, static_cast<uint32_t>(params.problem.batch) * q_heads - first_head);
+  const uint32_t row_block = row_blocks - 1 - rest / heads_here;
+  const uint32_t head = first_head + rest % heads_here;
   ForwardBlock<kDType, kHeadDim, kTerms> block(params, shared);
-  block.Run(head / params.problem.q_heads, head % params.problem.q_heads, row_block);
+  block.Run(head / q_heads, head % q_heads, row_block);
 }
 
 }  // namespace tandem::cuda

@@ -13,19 +13,17 @@ inline bool HasChunks(const core::Array4& array, int64_t dim) {
          reinterpret_cast<uintptr_t>(array.data) % 16 == 0;
 }
 
-// Launches params.items blocks; fewer than 2^31 along each dimension of the grid.
+// Launches params.items blocks, fewer than 2^31: their outputs alone would take terabytes.
 inline cudaError_t LaunchItems(const void* kernel, ForwardParams& params, int threads,
                                int shared_bytes, cudaStream_t stream) {
   if (params.items == 0) return cudaSuccess;
+  if (params.items > INT32_MAX) return cudaErrorInvalidConfiguration;
   const cudaError_t error =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
   if (error != cudaSuccess) return error;
-  const int64_t width = core::Min<int64_t>(params.items, INT32_MAX);
-  const dim3 grid(static_cast<unsigned>(width),
-                  static_cast<unsigned>(core::CeilDiv<int64_t>(params.items, width)));
   void* arguments[] = {&params};
-  return cudaLaunchKernel(kernel, grid, dim3(threads), arguments, static_cast<size_t>(shared_bytes),
-                          stream);
+  return cudaLaunchKernel(kernel, dim3(static_cast<unsigned>(params.items)), dim3(threads),
+                          arguments, static_cast<size_t>(shared_bytes), stream);
 }
 
 }  // namespace tandem::cuda

@@ -59,25 +59,43 @@ __global__ void __launch_bounds__(kThreads)
   if (threadIdx.x == 0) tensor.flags[FlagIndex(p, batch, kv_head) + word] = flags;
 }
 
-constexpr int kMergeWarps = 8;
-constexpr int kMergeThreads = 32 * kMergeWarps;
+constexpr int kMergeWarps = 8;  // at most; as many as there can be splits
 
 // One block per row and head of a short sequence. Warp w adds up the splits w, w + 8, ... in their
-// order, lane by lane of columns; then the warps are added up in theirs.
-__global__ void __launch_bounds__(kMergeThreads)
+// order, lane by lane of columns; then the warps are added up in theirs. kTurns: splits of a warp,
+// at most; kColumns: of a lane. Fewer of both leave room for more blocks.
+template <int kTurns, int kColumns>
+__global__ void __launch_bounds__(32 * kMergeWarps, kTurns* kColumns > 32 ? 2 : 4)
     MergeSplitsKernel(const __grid_constant__ ForwardParams params) {
   const core::Problem& p = params.problem;
   const PartialResults& partials = params.partials;
-  const int64_t row = blockIdx.x % partials.rows;
-  const int64_t head = blockIdx.x / partials.rows % p.q_heads;
-  const int64_t batch = blockIdx.x / partials.rows / p.q_heads;
+  const auto rows = static_cast<uint32_t>(partials.rows);
+  const auto q_heads = static_cast<uint32_t>(p.q_heads);
+  const int64_t row = blockIdx.x % rows;
+  const int64_t head = blockIdx.x / rows % q_heads;
+  const int64_t batch = blockIdx.x / rows / q_heads;
   int32_t status = 0;
   const core::Sequence s = core::ResolveSequence(p, batch, &status);
   const int splits = static_cast<int>(SplitCount(s));
+  WaitForEarlierLaunch();
   if (!IsShort(p, s) || row >= s.q_rows || splits <= 1) return;
   const int64_t first = PartialIndex(partials, p.q_heads, batch, head, row);
+  const int warps = static_cast<int>(blockDim.x / 32);
   const int warp = threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
+
+  // The outputs come while the first warp is at the weights.
+  const float* output = partials.output + first * p.v_dim;
+  float part[kTurns][kColumns];
+#pragma unroll
+  for (int n = 0; n < kTurns; ++n) {
+    const int split = warp + n * warps;
+#pragma unroll
+    for (int c = 0; c < kColumns; ++c) {
+      const int64_t column = lane + 32 * c;
+      part[n][c] = split < splits && column < p.v_dim ? output[split * p.v_dim + column] : 0.0f;
+    }
+  }
 
   // Weights of the splits and the sum, by the first warp, two splits a lane.
   static_assert(kMostSplits == 64);
@@ -110,27 +128,22 @@ __global__ void __launch_bounds__(kMergeThreads)
   }
   __syncthreads();
 
-  constexpr int kColumns = kMaxHeadDim / 32;
-  const float* output = partials.output + first * p.v_dim;
   float value[kColumns] = {};
-#pragma unroll 8
-  for (int n = 0; n < static_cast<int>(kMostSplits) / kMergeWarps; ++n) {
-    const int split = warp + n * kMergeWarps;
+#pragma unroll
+  for (int n = 0; n < kTurns; ++n) {
+    const int split = warp + n * warps;
     if (split >= splits) break;
 #pragma unroll
-    for (int c = 0; c < kColumns; ++c) {
-      const int64_t column = lane + 32 * c;
-      if (column < p.v_dim) value[c] += output[split * p.v_dim + column] * weights[split];
-    }
+    for (int c = 0; c < kColumns; ++c) value[c] += part[n][c] * weights[split];
   }
-  __shared__ float values[kMergeWarps][kMaxHeadDim];
+  __shared__ float values[kMergeWarps][32 * kColumns];
 #pragma unroll
   for (int c = 0; c < kColumns; ++c) values[warp][lane + 32 * c] = value[c];
   __syncthreads();
   const RowEnd end = FinishRow(p, s, head, row, row_maximum, row_sum);
-  for (int column = threadIdx.x; column < p.v_dim; column += kMergeThreads) {
+  for (int column = threadIdx.x; column < p.v_dim; column += 32 * warps) {
     float merged = 0.0f;
-    for (int w = 0; w < kMergeWarps; ++w) merged += values[w][column];
+    for (int w = 0; w < warps; ++w) merged += values[w][column];
     StoreOutput(p, s, head, row, column, end.is_empty ? 0.0f : merged * end.factor);
   }
   if (threadIdx.x == 0) StoreLse(p, s, head, row, end.lse);
@@ -169,11 +182,39 @@ cudaError_t LaunchMergeSplits(const ForwardParams& params, cudaStream_t stream) 
   const int64_t blocks = p.batch * p.q_heads * params.partials.rows;
   if (params.partials.splits <= 1 || blocks == 0) return cudaSuccess;
   if (blocks > INT32_MAX) return cudaErrorInvalidConfiguration;
+  // Its blocks come up while the last splits are at work. Only where the code for sm_90 is what
+  // runs: other code has no WaitForEarlierLaunch.
+  int device = 0;
+  int major = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error != cudaSuccess) return error;
+  error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  if (error != cudaSuccess) return error;
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(static_cast<unsigned>(blocks));
+  config.blockDim =
+      dim3(32 * static_cast<unsigned>(core::Min<int64_t>(kMergeWarps, params.partials.splits)));
+  config.stream = stream;
+  config.attrs = &attribute;
+  config.numAttrs = major == 9 ? 1 : 0;
   ForwardParams argument = params;
   void* arguments[] = {&argument};
-  return cudaLaunchKernel(reinterpret_cast<const void*>(&MergeSplitsKernel),
-                          dim3(static_cast<unsigned>(blocks)), dim3(kMergeThreads), arguments, 0,
-                          stream);
+  constexpr int kMostTurns = static_cast<int>(kMostSplits) / kMergeWarps;
+  constexpr int kMostColumns = kMaxHeadDim / 32;
+  const bool has_one_turn = params.partials.splits <= kMergeWarps;
+  const bool is_narrow = p.v_dim <= 32 * kMostColumns / 2;
+  const void* kernel =
+      is_narrow
+          ? (has_one_turn
+                 ? reinterpret_cast<const void*>(&MergeSplitsKernel<1, kMostColumns / 2>)
+                 : reinterpret_cast<const void*>(&MergeSplitsKernel<kMostTurns, kMostColumns / 2>))
+          : (has_one_turn
+                 ? reinterpret_cast<const void*>(&MergeSplitsKernel<1, kMostColumns>)
+                 : reinterpret_cast<const void*>(&MergeSplitsKernel<kMostTurns, kMostColumns>));
+  return cudaLaunchKernelExC(&config, kernel, arguments);
 }
 
 }  // namespace tandem::cuda

@@ -4,6 +4,7 @@
 
 #include "backend_cuda/policy.h"
 #include "core/problem.h"
+#include "core/softmax.h"
 
 namespace tandem::cuda {
 
@@ -27,7 +28,8 @@ TANDEM_HD int64_t SplitCount(const core::Sequence& s) {
 }
 
 TANDEM_HD int64_t MaxShortRows(int64_t group) {
-  return core::Max<int64_t>(kShortRows, kShortPackedRows / group);
+  const auto divisor = static_cast<uint32_t>(core::Min(group, kShortPackedRows));
+  return core::Max<int64_t>(kShortRows, static_cast<uint32_t>(kShortPackedRows) / divisor);
 }
 // Rows of a sequence that exist.
 TANDEM_HD int64_t ExistingRows(const core::Sequence& s) {
@@ -63,16 +65,40 @@ struct PartialResults {
   int64_t splits;  // of a sequence, at most
 };
 
+// Factors from a product <q, k> to a score: score = product * scale; exp2(product * log2_scale) is
+// its exponential. margin: of a product above a row's reference, before that is raised.
+struct ScoreScale {
+  float scale;
+  float log2_scale;
+  float margin;
+};
+
+TANDEM_HD constexpr ScoreScale ScaleBy(float scale) {
+  constexpr float kLazyBits = 8.0f;
+  return {scale, scale * core::kLog2e, kLazyBits / (scale * core::kLog2e)};
+}
+
+// How far apart things lie in a tensor of K or V rows, in bytes; products that copies would take
+// again in every step.
+struct CopySteps {
+  int64_t step;  // the keys of one step and those of the next
+  int64_t pass;  // the rows that one thread copies
+};
+
 struct ForwardParams {
   core::Problem problem;
   SplitTensor keys;
   SplitTensor values;
   PartialResults partials;
-  int64_t row_blocks;     // of the longest sequence
-  int64_t items;          // blocks of the launch
-  int64_t section_heads;  // heads whose row blocks are served together, longest first
-  int32_t bias_bytes;     // of an element, where tiles of the bias are staged; else 0
-  int32_t has_chunks;     // rows of K and V are whole 16-byte chunks at multiples of 16 bytes
+  ScoreScale score_scale;  // |scale|: for scores that are nothing but products by it
+  CopySteps key_steps;
+  CopySteps value_steps;
+  int64_t row_blocks;      // of the longest sequence
+  int64_t items;           // blocks of the launch
+  int64_t section_heads;   // heads whose row blocks are served together, longest first
+  int32_t has_mask_terms;  // of the problem's mask
+  int32_t bias_bytes;      // of an element, where tiles of the bias are staged; else 0
+  int32_t has_chunks;      // rows of K and V are whole 16-byte chunks at multiples of 16 bytes
 };
 
 TANDEM_HD int64_t PartialIndex(const PartialResults& partials, int64_t q_heads, int64_t batch,

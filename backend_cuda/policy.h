@@ -54,6 +54,7 @@ struct ShortPolicy {
   int warps;   // each takes 16 keys of a step
   int stages;  // steps in shared memory; 1: loads are not asynchronous
   int threads;
+  int blocks_per_multiprocessor;  // that the registers must leave room for
   int query_bytes;
   int tile_bytes;  // of one warp's 16 keys or values
   int shared_bytes;
@@ -67,6 +68,7 @@ constexpr ShortPolicy ForwardShortPolicy(core::DType dtype, int head_dim) {
   policy.warps = is_f32 && head_dim > 128 ? 1 : 2;
   policy.stages = is_f32 ? 1 : 2;
   policy.threads = policy.warps * kWarpSize;
+  policy.blocks_per_multiprocessor = (is_f32 || head_dim > 128 ? 256 : 384) / policy.threads;
   policy.query_bytes = Planes(dtype) * kShortBlockRows * head_dim * 2;
   policy.tile_bytes = Planes(dtype) * 16 * head_dim * 2;
   policy.shared_bytes = policy.query_bytes + policy.stages * policy.warps * 2 * policy.tile_bytes;

@@ -21,9 +21,15 @@ class ShortBlock {
  public:
   static constexpr ShortPolicy kPolicy = ForwardShortPolicy(kDType, kHeadDim);
   using Warp = WarpAttention<kDType, kHeadDim, 1, 2>;
+  using Column = ChunkColumn<kHeadDim, 16, kWarpSize>;
+  static constexpr int kStepKeys = 16 * kPolicy.warps;
 
-  // Beside the tiles.
+  // Beside the tiles. What is the same for all threads but not needed in the inner loop is here
+  // too, to spare registers.
   struct State {
+    Sequence sequence;
+    RowSource keys;
+    RowSource values;
     uint64_t query_flags;  // rows that the split products cannot serve (f32)
     uint64_t key_flags[kPolicy.warps];
     uint64_t value_flags[kPolicy.warps];
@@ -41,30 +47,40 @@ class ShortBlock {
         shared_(shared),
         state_(*reinterpret_cast<State*>(shared + kPolicy.shared_bytes)),
         warp_(threadIdx.x / kWarpSize),
-        lane_(threadIdx.x % kWarpSize) {}
+        lane_(threadIdx.x % kWarpSize),
+        s_(state_.sequence),
+        keys_(state_.keys),
+        values_(state_.values) {}
 
   __device__ void Run(int64_t batch, int64_t kv_head, int64_t split, int64_t row_tile) {
     int32_t status = 0;
-    s_ = core::ResolveSequence(problem_, batch, &status);
+    const Sequence s = core::ResolveSequence(problem_, batch, &status);
     if (threadIdx.x == 0 && status != 0 && kv_head == 0 && split == 0 && row_tile == 0 &&
         problem_.device_status != nullptr) {
       atomicOr(problem_.device_status, status);
     }
-    if (!IsShort(problem_, s_)) return;
-    kv_head_ = kv_head;
+    if (!IsShort(problem_, s)) return;
     split_ = split;
-    splits_ = SplitCount(s_);
-    first_key_ = split * SplitKeys(s_);
-    end_key_ = core::Min<int64_t>(first_key_ + SplitKeys(s_), core::LocalKeys(s_));
+    splits_ = SplitCount(s);
+    first_key_ = split * SplitKeys(s);
+    end_key_ = core::Min<int64_t>(first_key_ + SplitKeys(s), core::LocalKeys(s));
     rows_ = {static_cast<int32_t>(row_tile * kShortBlockRows), static_cast<int32_t>(problem_.group),
              kv_head * problem_.group};
     const int64_t rows_here =
-        core::Min<int64_t>(s_.q_rows, MaxShortRows(problem_.group)) * problem_.group;
+        core::Min<int64_t>(s.q_rows, MaxShortRows(problem_.group)) * problem_.group;
     row_count_ =
         static_cast<int>(core::Clamp<int64_t>(rows_here - rows_.first, 0, kShortBlockRows));
     if (row_count_ == 0 || split >= core::Max<int64_t>(splits_, 1)) return;
+    if (threadIdx.x == 0) {
+      state_.sequence = s;
+      state_.keys = MakeRowSource<kDType>(problem_.k, core::KeyOffset(problem_.k, s, kv_head, 0),
+                                          problem_.qk_dim);
+      state_.values = MakeRowSource<kDType>(problem_.v, core::KeyOffset(problem_.v, s, kv_head, 0),
+                                            problem_.v_dim);
+      state_.query_flags = 0;
+    }
+    __syncthreads();
     OpenSplit();
-    StageQuery();
     attention_.Reset();
     VisitSplit();
     MergeWarps();
@@ -74,8 +90,6 @@ class ShortBlock {
  private:
   static constexpr int kPlanes = Planes(kDType);
   static constexpr bool kIsF32 = kDType == DType::kF32;
-  using Column = ChunkColumn<kHeadDim, 16, kWarpSize>;
-  static constexpr int kStepKeys = 16 * kPolicy.warps;
   static constexpr int kTilePlaneBytes = kPolicy.tile_bytes / kPlanes;
   static constexpr int kQueryPlaneBytes = kPolicy.query_bytes / kPlanes;
   static_assert(kPolicy.warps * kShortBlockRows * kHeadDim * 4 <=
@@ -92,8 +106,6 @@ class ShortBlock {
   // Rows of different heads are not equally far apart, so each chunk finds its own row.
   __device__ __forceinline__ void StageQuery() {
     constexpr int kChunks = kHeadDim / 8;
-    if (threadIdx.x == 0) state_.query_flags = 0;
-    __syncthreads();
     for (int c = threadIdx.x; c < kShortBlockRows * kChunks; c += kPolicy.threads) {
       const int n = c / kChunks;
       const int column = c % kChunks * 8;
@@ -147,6 +159,9 @@ class ShortBlock {
     if (keys_end <= first_key) return core::TileClass::kEmpty;
     const int64_t i_begin = rows_.Row(0);
     const int64_t i_end = rows_.Row(row_count_ - 1) + 1;
+    if (!params_.has_mask_terms && i_end <= ExistingRows(s_)) {
+      return keys_end < first_key + 16 ? core::TileClass::kPartial : core::TileClass::kFull;
+    }
     const int64_t heads = core::MaskVariesByHead(problem_.mask) ? problem_.group : 1;
     core::TileClass result = core::TileClass::kPartial;
     for (int64_t h = 0; h < heads; ++h) {
@@ -168,17 +183,8 @@ class ShortBlock {
     if constexpr (!kIsF32) {
       if (params_.has_chunks) {
         const uint32_t target = Column::Target(SharedAddress(Tile(stage, false)), lane_);
-        const int column = Column::Column(lane_);
-        const int64_t first_key = StepKey(step);
-        const int64_t rows = keys - first_key;
-        if (column < problem_.qk_dim) {
-          CopyRows(target, key_chunk_, problem_.k.row_stride * 2, first_key, rows);
-        }
-        if (column < problem_.v_dim) {
-          CopyRows(target + kPolicy.tile_bytes, value_chunk_, problem_.v.row_stride * 2, first_key,
-                   rows);
-        }
-        CommitCopies();
+        CopyRows(target, key_chunk_, params_.key_steps, step);
+        CopyRows(target + kPolicy.tile_bytes, value_chunk_, params_.value_steps, step);
         return;
       }
     } else {
@@ -189,73 +195,76 @@ class ShortBlock {
         keys_, StepKey(step), keys, Tile(stage, false), &state_.key_flags[warp_], lane_);
     StageElements<kDType, kHeadDim, 16, kWarpSize, TileUse::kValues>(
         values_, StepKey(step), keys, Tile(stage, true), &state_.value_flags[warp_], lane_);
-    CommitCopies();
   }
 
-  __device__ __forceinline__ void CopyRows(uint32_t target, const char* from, int64_t row_bytes,
-                                           int64_t first_key, int64_t rows) const {
-    from += first_key * row_bytes;
-    if (rows >= 16) {
-      Column::CopyWhole(target, from, row_bytes);
+  __device__ __forceinline__ void CopyRows(uint32_t target, const char* from,
+                                           const CopySteps& steps, int step) const {
+    if (from == nullptr) return;
+    from += static_cast<int64_t>(static_cast<uint32_t>(step)) * steps.step;
+    if (step < whole_steps_) {
+      Column::CopyWhole(target, from, steps.pass);
     } else {
-      Column::CopyCut(target, from, row_bytes, rows, lane_);
+      Column::CopyCut(target, from, steps.pass, core::LocalKeys(s_) - StepKey(step), lane_);
     }
   }
 
   __device__ __forceinline__ void OpenSplit() {
-    keys_ = MakeRowSource<kDType>(problem_.k, core::KeyOffset(problem_.k, s_, kv_head_, 0),
-                                  problem_.qk_dim);
-    values_ = MakeRowSource<kDType>(problem_.v, core::KeyOffset(problem_.v, s_, kv_head_, 0),
-                                    problem_.v_dim);
     if constexpr (!kIsF32) {
-      key_chunk_ = Column::Source(keys_.base, problem_.k.row_stride * 2, lane_);
-      value_chunk_ = Column::Source(values_.base, problem_.v.row_stride * 2, lane_);
+      const int64_t first_key = StepKey(0);
+      const int64_t key_bytes = problem_.k.row_stride * 2;
+      const int64_t value_bytes = problem_.v.row_stride * 2;
+      key_chunk_ =
+          Column::Source(keys_.base + first_key * key_bytes, key_bytes, problem_.qk_dim, lane_);
+      value_chunk_ = Column::Source(values_.base + first_key * value_bytes, value_bytes,
+                                    problem_.v_dim, lane_);
+      whole_steps_ = static_cast<int>(
+          core::Clamp<int64_t>(core::LocalKeys(s_) - first_key + kStepKeys - 16, 0, INT32_MAX) /
+          kStepKeys);
       for (int stage = 0; stage < kPolicy.stages; ++stage) {
         Column::ClearBeyond(Tile(stage, false), problem_.qk_dim, lane_);
         Column::ClearBeyond(Tile(stage, true), problem_.v_dim, lane_);
       }
     }
-    OpenSteps(0);
   }
 
-  // Finds the steps to visit among 32, one per lane, and starts the first load.
+  // Finds the steps to visit among 32, one per lane, and starts the first loads.
   __device__ __forceinline__ void OpenSteps(int first_step) {
     const core::TileClass mine = Classify(StepKey(first_step + lane_));
     listed_ = __ballot_sync(~0u, mine != core::TileClass::kEmpty);
     partial_ = __ballot_sync(~0u, mine == core::TileClass::kPartial);
-    if (kPolicy.stages > 1 && listed_ != 0) StartLoads(first_step + __ffs(listed_) - 1, 0);
+    waiting_ = listed_;
+#pragma unroll
+    for (int stage = 0; stage + 1 < kPolicy.stages; ++stage) StartNextLoad(first_step, stage);
   }
 
   __device__ __forceinline__ void VisitSplit() {
     const int steps = static_cast<int>(core::CeilDiv<int64_t>(end_key_ - first_key_, kStepKeys));
-    VisitSteps(0);
-    for (int first_step = kWarpSize; first_step < steps; first_step += kWarpSize) {
+    for (int first_step = 0; first_step < steps; first_step += kWarpSize) {
       OpenSteps(first_step);
+      if (first_step == 0) StageQuery();
       VisitSteps(first_step);
     }
   }
 
+  // One group of copies, empty where no step waits to be loaded.
+  __device__ __forceinline__ void StartNextLoad(int first_step, int stage) {
+    if (waiting_ != 0) {
+      StartLoads(first_step + __ffs(waiting_) - 1, stage);
+      waiting_ &= waiting_ - 1;
+    }
+    CommitCopies();
+  }
+
   __device__ __forceinline__ void VisitSteps(int first_step) {
-    uint32_t listed = listed_;
     int stage = 0;
-    while (listed != 0) {
+    for (uint32_t listed = listed_; listed != 0; listed &= listed - 1) {
       const int n = __ffs(listed) - 1;
-      listed &= listed - 1;
-      if constexpr (kPolicy.stages == 1) {
-        StartLoads(first_step + n, 0);
-        WaitCopies<0>();
-      } else {
-        if (listed != 0) {
-          StartLoads(first_step + __ffs(listed) - 1, stage ^ 1);
-        } else {
-          CommitCopies();
-        }
-        WaitCopies<1>();
-      }
+      StartNextLoad(first_step, stage == 0 ? kPolicy.stages - 1 : stage - 1);
+      WaitCopies<kPolicy.stages - 1>();
       __syncwarp();
       VisitTile(StepKey(first_step + n), stage, ((partial_ >> n) & 1u) != 0);
       __syncwarp();
-      if (kPolicy.stages > 1) stage ^= 1;
+      stage = stage + 1 == kPolicy.stages ? 0 : stage + 1;
     }
   }
 
@@ -265,7 +274,7 @@ class ShortBlock {
     uint32_t word = 0xffffu;
     if (is_partial && lane_ < row_count_) {
       word = static_cast<uint32_t>(
-          core::VisibleWord(problem_.mask, s_, rows_.Head(lane_), rows_.Row(lane_), first_key));
+          WordOfAllTerms(problem_.mask, s_, rows_.Head(lane_), rows_.Row(lane_), first_key));
     }
     if (lane_ >= row_count_) word = 0;
     bits[0] = 0;
@@ -292,7 +301,7 @@ class ShortBlock {
                          AddBias(products, factor, first_key, bits);
                        });
     Warp::HideScores(scores, bits);
-    attention_.UpdateSoftmax(scores, {1.0f, core::kLog2e});
+    attention_.UpdateSoftmax(scores, ScaleBy(1.0f));
     if (problem_.dropout.enabled != 0) {
       Warp::DropPairs(problem_, s_, rows_, first_key, scores, bits);
     }
@@ -374,6 +383,7 @@ class ShortBlock {
     __syncthreads();
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
+      if (8 * r >= row_count_) break;
       const int n = Warp::LaneRow(0, r);
       if ((lane_ & 3) == 0) {
         state_.maximum[warp_][n] = attention_.maximum[0][r];
@@ -387,7 +397,7 @@ class ShortBlock {
       }
     }
     __syncthreads();
-    if (threadIdx.x < kShortBlockRows) {
+    if (threadIdx.x < row_count_) {
       const int n = threadIdx.x;
       float maximum = core::NegativeInfinity();
       for (int w = 0; w < kPolicy.warps; ++w) {
@@ -446,38 +456,41 @@ class ShortBlock {
   State& state_;
   const int warp_;
   const int lane_;
-  Sequence s_;
-  int64_t kv_head_;
+  const Sequence& s_;
   int64_t split_;
   int64_t splits_;     // of the sequence
   int64_t first_key_;  // of the split
   int64_t end_key_;
   WarpRows rows_;
   int row_count_;
-  RowSource keys_;
-  RowSource values_;
-  const char* key_chunk_;  // what this lane copies, of key 0
+  const RowSource& keys_;
+  const RowSource& values_;
+  const char* key_chunk_;  // what this lane copies, of the warp's first key
   const char* value_chunk_;
   uint32_t listed_;  // steps with something visible, and those of them with something hidden
   uint32_t partial_;
+  int whole_steps_;   // before a step that the end of the keys cuts
+  uint32_t waiting_;  // listed steps whose loads have not begun
   Warp attention_;
 };
 
 template <DType kDType, int kHeadDim>
-__global__ void __launch_bounds__(ForwardShortPolicy(kDType, kHeadDim).threads)
+__global__ void __launch_bounds__(ForwardShortPolicy(kDType, kHeadDim).threads,
+                                  ForwardShortPolicy(kDType, kHeadDim).blocks_per_multiprocessor)
     ShortKernel(const __grid_constant__ ForwardParams params) {
   extern __shared__ __align__(1024) char shared[];
-  const int64_t item = int64_t{blockIdx.y} * gridDim.x + blockIdx.x;
-  if (item >= params.items) return;
-  // The row tiles of a split lie side by side: they read the same keys.
-  const int64_t row_tiles = params.row_blocks;
-  const int64_t splits = core::Max<int64_t>(params.partials.splits, 1);
-  const int64_t row_tile = item % row_tiles;
-  const int64_t split = item / row_tiles % splits;
-  const int64_t kv_head = item / row_tiles / splits % params.problem.kv_heads;
-  const int64_t batch = item / row_tiles / splits / params.problem.kv_heads;
+  // The row tiles of a split lie side by side: they read the same keys. In 32 bits, where divisions
+  // are short.
+  const uint32_t row_tiles = static_cast<uint32_t>(params.row_blocks);
+  const uint32_t splits = static_cast<uint32_t>(core::Max<int64_t>(params.partials.splits, 1));
+  const uint32_t kv_heads = static_cast<uint32_t>(params.problem.kv_heads);
+  const uint32_t row_tile = blockIdx.x % row_tiles;
+  const uint32_t piece = blockIdx.x / row_tiles;
+  const uint32_t split = piece % splits;
+  const uint32_t head = piece / splits;
+  AllowDependentLaunch();  // of the merge
   ShortBlock<kDType, kHeadDim> block(params, shared);
-  block.Run(batch, kv_head, split, row_tile);
+  block.Run(head / kv_heads, head % kv_heads, split, row_tile);
 }
 
 }  // namespace tandem::cuda

@@ -16,6 +16,12 @@ cudaError_t LaunchForwardShort(ForwardParams params, cudaStream_t stream) {
       core::CeilDiv<int64_t>(core::Min(p.q_rows, MaxShortRows(p.group)) * p.group, kShortBlockRows);
   params.items =
       p.batch * p.kv_heads * core::Max<int64_t>(params.partials.splits, 1) * params.row_blocks;
+  const auto steps = [](int64_t row_stride) {
+    return CopySteps{Block::kStepKeys * row_stride * 2, Block::Column::kRowStep * row_stride * 2};
+  };
+  params.key_steps = steps(p.k.row_stride);
+  params.value_steps = steps(p.v.row_stride);
+  params.has_mask_terms = core::HasTerms(p.mask);
   params.has_chunks = HasChunks(p.k, p.qk_dim) && HasChunks(p.v, p.v_dim);
   return LaunchItems(reinterpret_cast<const void*>(&ShortKernel<kDType, kHeadDim>), params,
                      Block::kPolicy.threads, Block::kSharedBytes, stream);

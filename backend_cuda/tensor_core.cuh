@@ -74,6 +74,20 @@ __device__ __forceinline__ void WaitCopies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
 
+// Programmatic dependent launch, on Hopper: lets the next kernel of the stream begin once every
+// block of this one has come here, and waits in that kernel for all that this one wrote. launch.h
+// says which launches ask for it; without that, and on other GPUs, they do nothing.
+__device__ __forceinline__ void AllowDependentLaunch() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+__device__ __forceinline__ void WaitForEarlierLaunch() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
 __device__ __forceinline__ uint32_t SharedAddress(const void* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }

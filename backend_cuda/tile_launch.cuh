@@ -54,7 +54,15 @@ cudaError_t LaunchForwardTiles(ForwardParams params, cudaStream_t stream) {
           ? heads
           : core::Clamp<int64_t>(kSectionBytes / core::Max<int64_t>(head_bytes, 1) * p.group, 1,
                                  heads);
+  using Column = ChunkColumn<kHeadDim, kPolicy.block_keys, kPolicy.threads>;
+  const auto steps = [&](int64_t row_stride) {
+    const int64_t row_bytes = 2 * (kIsF32 ? int64_t{Planes(kDType)} * kHeadDim : row_stride);
+    return CopySteps{kPolicy.block_keys * row_bytes, Column::kRowStep * row_bytes};
+  };
+  params.key_steps = steps(p.k.row_stride);
+  params.value_steps = steps(p.v.row_stride);
   params.has_chunks = kIsF32 || (HasChunks(p.k, p.qk_dim) && HasChunks(p.v, p.v_dim));
+  params.score_scale = ScaleBy(p.scale < 0.0f ? -p.scale : p.scale);
   const bool has_ordinary_scores = HasOrdinaryScores(p);
   // The sign of a scale is moved into Q, but for f32.
   if (has_ordinary_scores && p.bias.data == nullptr && (!kIsF32 || p.scale > 0.0f)) {

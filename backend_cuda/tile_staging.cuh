@@ -247,28 +247,31 @@ class ChunkColumn {
   static __device__ __forceinline__ uint32_t Target(uint32_t tile, int thread) {
     return tile + ChunkOffset<kHeadDim>(Row(thread), thread % kChunks);
   }
-  // Device address of the thread's chunk of a tile that begins with row 0.
+  // Device address of the thread's chunk of a tile that begins with row 0; null where its column is
+  // beyond the tensor's.
   static __device__ __forceinline__ const char* Source(const char* base, int64_t row_bytes,
-                                                       int thread) {
+                                                       int64_t columns, int thread) {
+    if (Column(thread) >= columns) return nullptr;
     return base + Row(thread) * row_bytes + Column(thread) * 2;
   }
 
-  // Copies a tile whose rows are all there.
+  // Copies a tile whose rows are all there; `pass_bytes` from a row of this thread to the next.
   static __device__ __forceinline__ void CopyWhole(uint32_t target, const char* source,
-                                                   int64_t row_bytes) {
+                                                   int64_t pass_bytes) {
 #pragma unroll
     for (int i = 0; i < kRows / kRowStep; ++i) {
-      CopyAsync16(RowTarget(target, i), source + i * kRowStep * row_bytes);
+      CopyAsync16(RowTarget(target, i), source);
+      source += pass_bytes;
     }
   }
-  // Copies the first `rows` rows of a tile; the others become zeros.
-  static __device__ __forceinline__ void CopyCut(uint32_t target, const char* source,
-                                                 int64_t row_bytes, int64_t rows, int thread) {
+  // Copies the first `rows` rows of a tile; the others become zeros. A call, because it is rare.
+  static __device__ __noinline__ void CopyCut(uint32_t target, const char* source,
+                                              int64_t pass_bytes, int64_t rows, int thread) {
     const int left = static_cast<int>(core::Min<int64_t>(rows, kRows)) - Row(thread);
 #pragma unroll
     for (int i = 0; i < kRows / kRowStep; ++i) {
       const bool is_there = i * kRowStep < left;
-      CopyAsync16(RowTarget(target, i), is_there ? source + i * kRowStep * row_bytes : source,
+      CopyAsync16(RowTarget(target, i), is_there ? source + i * pass_bytes : source,
                   is_there ? 16 : 0);
     }
   }

@@ -20,13 +20,6 @@ using core::Array4;
 using core::Problem;
 using core::Sequence;
 
-// Factors from a product <q, k> to a score: score = product * scale; exp2(product * log2_scale) is
-// its exponential.
-struct ScoreScale {
-  float scale;
-  float log2_scale;
-};
-
 // The query rows of a warp: row n of them is row (first + n) / group of head head + (first + n) %
 // group.
 struct WarpRows {
@@ -41,6 +34,19 @@ struct WarpRows {
     return group == 1 ? head : head + (first + n) % group;
   }
 };
+
+// core::StructuredWord and core::VisibleWord as calls: they are long, and their callers' loops run
+// faster when they are short.
+static __device__ __noinline__ uint64_t WordOfStructuredTerms(const core::Mask& mask,
+                                                              const Sequence& s, int64_t head,
+                                                              int64_t row, int64_t first_key) {
+  return core::StructuredWord(mask, s, head, row, first_key);
+}
+static __device__ __noinline__ uint64_t WordOfAllTerms(const core::Mask& mask, const Sequence& s,
+                                                       int64_t head, int64_t row,
+                                                       int64_t first_key) {
+  return core::VisibleWord(mask, s, head, row, first_key);
+}
 
 // A call, because its callers are unrolled.
 static __device__ __noinline__ uint4 DrawWords(const core::Dropout& dropout, int64_t head_index,
@@ -73,7 +79,6 @@ class WarpAttention {
   static constexpr int kPlanes = Planes(kDType);
   static constexpr int kHeadSteps = kHeadDim / 16;
   static constexpr int kRowBytes = kHeadDim * 2;
-  static constexpr float kLazyBits = 8.0f;
   static constexpr bool kIsF32 = kDType == DType::kF32;
   using Scores = float[kRowTiles][kKeyTiles][4];
   using Bits = uint32_t[kRowTiles];
@@ -282,7 +287,6 @@ class WarpAttention {
   // a row first sees something, and is raised, by each row for itself, only where the maximum has
   // left it behind by a factor of 2^kLazyBits: rarely, and it cancels in the result.
   __device__ __forceinline__ void UpdateSoftmax(Scores& scores, const ScoreScale& scale) {
-    const float margin = kLazyBits / scale.log2_scale;
     float value[kRowTiles][2];
     bool is_raised = false;
 #pragma unroll
@@ -297,10 +301,10 @@ class WarpAttention {
         }
         row = MaxKeepNan(row, __shfl_xor_sync(~0u, row, 1));
         row = MaxKeepNan(row, __shfl_xor_sync(~0u, row, 2));
-        is_raised = is_raised || LeavesBehind(row, maximum[m][r], margin);
+        is_raised = is_raised || LeavesBehind(row, maximum[m][r], scale.margin);
       }
     }
-    if (__any_sync(~0u, is_raised)) Raise(value, margin, scale);
+    if (__any_sync(~0u, is_raised)) Raise(value, scale);
 
     // In the exponential's own units: natural for f32, else of base 2.
     const float unit = kIsF32 ? scale.scale : scale.log2_scale;
@@ -517,7 +521,7 @@ class WarpAttention {
     return !(value <= reference + margin);
   }
 
-  __device__ __forceinline__ void Raise(const float (&value)[kRowTiles][2], float margin,
+  __device__ __forceinline__ void Raise(const float (&value)[kRowTiles][2],
                                         const ScoreScale& scale) {
     bool is_extreme = false;
 #pragma unroll
@@ -525,7 +529,7 @@ class WarpAttention {
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
         float& reference = maximum[m][r];
-        if (LeavesBehind(value[m][r], reference, margin)) {
+        if (LeavesBehind(value[m][r], reference, scale.margin)) {
           const float raised = MaxKeepNan(reference, value[m][r]);
           const float factor = core::SoftmaxRescale(reference * scale.scale, raised * scale.scale);
           reference = raised;

@@ -111,6 +111,13 @@ struct Mask {
   DenseBits dense;
 };
 
+// Whether anything but the lengths hides pairs.
+TANDEM_HD bool HasTerms(const Mask& mask) {
+  return mask.band_count + mask.row_ranges_count + mask.segments_count + mask.block_sparse_count !=
+             0 ||
+         mask.dense.words != nullptr;
+}
+
 // One sequence of a problem. Local rows [0, q_rows) and keys [0, kv_rows) are those of the tensors;
 // global row = q_offset + local row. q_len and kv_len are global lengths: rows and keys at or
 // beyond them are not there.

@@ -69,28 +69,32 @@ class DeviceMemory : public testing::Test {
   }
 };
 
-// A [1, 2, rows, 40] problem on the device and on the host, with room for a mask.
+// A [1, 2, rows, 40] problem on the device and on the host, with `keys` keys, if not as many as
+// rows.
 struct BothSides {
-  explicit BothSides(int64_t rows)
+  explicit BothSides(int64_t rows) : BothSides(rows, rows) {}
+  BothSides(int64_t rows, int64_t keys)
       : rows(rows),
-        host{Normals(kHeads * rows * kDim, 1), Normals(kHeads * rows * kDim, 2),
-             Normals(kHeads * rows * kDim, 3)},
+        keys(keys),
+        host{Normals(kHeads * rows * kDim, 1), Normals(kHeads * keys * kDim, 2),
+             Normals(kHeads * keys * kDim, 3)},
         q(host[0]),
         k(host[1]),
         v(host[2]),
         out(kHeads * rows * kDim),
         lse(kHeads * rows),
-        problem(Layout::kBHSD, View(q), View(k), View(v)),
-        outputs(View(out), lse.View(DType::kF32, {1, kHeads, rows})) {}
+        problem(Layout::kBHSD, View(q, rows), View(k, keys), View(v, keys)),
+        outputs(View(out, rows), lse.View(DType::kF32, {1, kHeads, rows})) {}
 
-  tandem::Tensor View(const DeviceArray<float>& array) const {
+  static tandem::Tensor View(const DeviceArray<float>& array, int64_t rows) {
     return array.View(DType::kF32, {1, kHeads, rows, kDim});
   }
   tandem::Problem HostProblem() const {
-    const auto view = [this](const std::vector<float>& values) {
+    const auto view = [](const std::vector<float>& values, int64_t rows) {
       return tandem::Tensor(values.data(), {1, kHeads, rows, kDim});
     };
-    return tandem::Problem(Layout::kBHSD, view(host[0]), view(host[1]), view(host[2]));
+    return tandem::Problem(Layout::kBHSD, view(host[0], rows), view(host[1], keys),
+                           view(host[2], keys));
   }
   // The same, staged.
   std::vector<float> Staged(const Mask& mask) const {
@@ -103,7 +107,7 @@ struct BothSides {
     return result;
   }
 
-  int64_t rows;
+  int64_t rows, keys;
   std::vector<float> host[3];
   DeviceArray<float> q, k, v, out, lse;
   tandem::Problem problem;
@@ -151,11 +155,9 @@ TEST_F(DeviceMemory, SmallMaskPlanOutlivesItsTermsOnAStream) {
   CheckCuda(cudaStreamDestroy(stream));
 }
 
-TEST_F(DeviceMemory, SmallGraphReplaysWithNewData) {
-  BothSides both(150);
-  const std::vector<uint8_t> mask = RandomMask(150);
-  const DeviceArray<uint8_t> device_mask(mask);
-  both.problem.mask = Dense(device_mask.View(DType::kBool, {150, 150}));
+// Captures a run and replays it twice with other keys; host_mask: the problem's mask, of host
+// tensors.
+void ExpectGraphReplays(BothSides& both, const Mask& host_mask) {
   const Plan plan(both.problem, both.outputs);
   DeviceArray<uint8_t> workspace(static_cast<int64_t>(plan.workspace_size()));
   cudaStream_t stream;
@@ -168,17 +170,30 @@ TEST_F(DeviceMemory, SmallGraphReplaysWithNewData) {
   CheckCuda(cudaStreamEndCapture(stream, &graph));
   CheckCuda(cudaGraphInstantiate(&executable, graph, 0));
   for (uint64_t seed : {10, 20}) {
-    both.host[1] = Normals(kHeads * 150 * kDim, seed);
+    both.host[1] = Normals(kHeads * both.keys * kDim, seed);
     CheckCuda(cudaMemcpy(both.k.data(), both.host[1].data(), both.host[1].size() * 4,
                          cudaMemcpyHostToDevice));
     CheckCuda(cudaGraphLaunch(executable, stream));
     CheckCuda(cudaStreamSynchronize(stream));
-    EXPECT_EQ(both.out.Fetch(),
-              both.Staged(Dense(tandem::Tensor(mask.data(), DType::kBool, {150, 150}))));
+    EXPECT_EQ(both.out.Fetch(), both.Staged(host_mask));
   }
   cudaGraphExecDestroy(executable);
   cudaGraphDestroy(graph);
   cudaStreamDestroy(stream);
+}
+
+TEST_F(DeviceMemory, SmallGraphReplaysWithNewData) {
+  BothSides both(150);
+  const std::vector<uint8_t> mask = RandomMask(150);
+  const DeviceArray<uint8_t> device_mask(mask);
+  both.problem.mask = Dense(device_mask.View(DType::kBool, {150, 150}));
+  ExpectGraphReplays(both, Dense(tandem::Tensor(mask.data(), DType::kBool, {150, 150})));
+}
+
+// Its second kernel begins while the first is at work.
+TEST_F(DeviceMemory, SmallGraphReplaysSplitKeys) {
+  BothSides both(2, 3000);
+  ExpectGraphReplays(both, Mask());
 }
 
 // Runs a plan 1000 times over the same inputs; every run must give the first one's bits.

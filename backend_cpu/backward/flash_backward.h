@@ -89,27 +89,45 @@ TANDEM_HD int64_t KeyTilesOfTensors(const Plane& plane) {
   return core::CeilDiv<int64_t>(plane.s.kv_rows, core::kTile);
 }
 
+// All pairs of blocks, two phases at a time: a block of keys meets one block of rows and the next,
+// and each of those meets the key block before right after, so that blocks are taken from the
+// cache. (n, t + 1) comes after (n, t) and after (n + 1, t), which is the order of phases for every
+// sum.
+template <class Multiplier>
+TANDEM_ISA_INLINE void VisitPlane(const Plane& plane, const ThreadScratch& scratch) {
+  const int64_t phases = Phases(plane);
+  for (int64_t phase = 0; phase < phases; phase += 2) {
+    for (int64_t k = 0; k <= phases; ++k) {
+      // From the last key block down, and again the last, whose second phase waited for block 0.
+      const int64_t n = (2 * phases - 1 - k) % phases;
+      const int64_t begin = phase + (k == phases ? 1 : 0);
+      const int64_t end = core::Min(phase + (k == 0 ? 1 : 2), phases);
+      for (int64_t t = begin; t < end && n < KeyBlocks(plane); ++t) {
+        RunBlocks<Multiplier>(plane, n, (n + t) % phases, scratch);
+      }
+    }
+  }
+}
+
 // A whole plane by one thread.
 template <class Multiplier>
 TANDEM_ISA_INLINE void RunPlane(Backward* call, int64_t index, int64_t slot) {
   ThreadScratch scratch;
   if (!GetScratch<Multiplier>(call, &scratch)) return;
   const Plane plane = MakePlane(*call->p, call->layout, index, slot, call->workspace);
-  for (int64_t t = 0; t < plane.q_tiles; ++t)
+  for (int64_t t = 0; t < plane.q_tiles; ++t) {
     PackQueryTile<Multiplier>(plane, t, scratch.rows, scratch.multiplier);
-  for (int64_t t = 0; t < plane.kv_tiles; ++t)
-    PackKeyTile<Multiplier>(plane, t, scratch.rows, scratch.multiplier);
-  const int64_t phases = Phases(plane);
-  for (int64_t phase = 0; phase < phases; ++phase) {
-    for (int64_t n = 0; n < KeyBlocks(plane); ++n) {
-      RunBlocks<Multiplier>(plane, n, (n + phase) % phases, scratch);
-    }
   }
+  for (int64_t t = 0; t < plane.kv_tiles; ++t) {
+    PackKeyTile<Multiplier>(plane, t, scratch.rows, scratch.multiplier);
+  }
+  VisitPlane<Multiplier>(plane, scratch);
   if (call->p->dq.data != nullptr) {
     for (int64_t t = 0; t < plane.q_tiles; ++t) WriteQueryTile<Multiplier>(plane, t, scratch.rows);
   }
-  for (int64_t t = 0; t < KeyTilesOfTensors(plane); ++t)
+  for (int64_t t = 0; t < KeyTilesOfTensors(plane); ++t) {
     WriteKeyTile<Multiplier>(plane, t, scratch.rows);
+  }
   SumRows(plane, call->workspace);
 }
 

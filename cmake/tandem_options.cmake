@@ -55,3 +55,12 @@ if(TANDEM_SANITIZE)
   add_compile_options("$<$<COMPILE_LANGUAGE:C,CXX>:${sanitize}>")
   add_link_options("$<$<LINK_LANGUAGE:C,CXX>:${sanitize}>")
 endif()
+
+# The checks that take the compiler longest: of every address before it is used, and of scopes, of
+# which every inlined function opens some. Vector code goes without them, and the programs that expand
+# the templates of GoogleTest, RapidCheck and CLI11.
+set(tandem_sanitize_less "")
+if(TANDEM_SANITIZE MATCHES "address")
+  set(tandem_sanitize_less -fno-sanitize=null,alignment,object-size,pointer-overflow,vptr
+                           -fno-sanitize-address-use-after-scope)
+endif()

@@ -23,6 +23,7 @@ class DeviceArray {
   explicit DeviceArray(int64_t count) : count_(count) {
     CheckCuda(cudaMalloc(&data_, count * sizeof(T) + kCanary));
     CheckCuda(cudaMemset(data_, 0xc5, count * sizeof(T) + kCanary));
+    CheckCuda(cudaDeviceSynchronize());  // streams that do not block do not wait for it
   }
   explicit DeviceArray(const std::vector<T>& values)
       : DeviceArray(static_cast<int64_t>(values.size())) {

@@ -162,8 +162,8 @@ def main():
                         " WRONG" if is_wrong(found) else "")
                         for name, found in entry["results"].items())
                     print(f"{dtype} {case.series} {case.label}: {shown}", flush=True)
-    if options.json:
-        machine.write_json(report, options.json)
+            if options.json:  # after each type, so that a run cut short leaves what it has
+                machine.write_json(report, options.json)
 
 
 if __name__ == "__main__":

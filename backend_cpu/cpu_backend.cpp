@@ -128,7 +128,7 @@ constexpr KernelRecord BackwardAvx2(const char* name) {
           BackwardRunAvx2};
 }
 
-// Best first. To add a kernel, add its line.
+// Best first, as measured (docs/benchmarks.md). To add a kernel, add its line.
 constexpr KernelRecord kKernels[] = {
     TilesAmx<core::DType::kBF16>("flash_cpu.amx.bf16"),
     TilesAmx<core::DType::kF16>("flash_cpu.amx.f16"),
@@ -144,8 +144,8 @@ constexpr KernelRecord kKernels[] = {
     TilesEmulated<core::DType::kF16>("flash_cpu.avx2_tiles.f16"),
     BackwardAmx<core::DType::kBF16>("flash_cpu_backward.amx.bf16"),
     BackwardAmx<core::DType::kF16>("flash_cpu_backward.amx.f16"),
-    BackwardAmx<core::DType::kF32>("flash_cpu_backward.amx.f32"),
     BackwardAvx512<core::DType::kF32>("flash_cpu_backward.avx512.f32"),
+    BackwardAmx<core::DType::kF32>("flash_cpu_backward.amx.f32"),
     BackwardAvx512<core::DType::kBF16>("flash_cpu_backward.avx512.bf16"),
     BackwardAvx512<core::DType::kF16>("flash_cpu_backward.avx512.f16"),
     BackwardAvx2<core::DType::kF32>("flash_cpu_backward.avx2.f32"),

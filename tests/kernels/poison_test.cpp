@@ -68,7 +68,7 @@ class OneBadValue {
         [&](int64_t row_b, int64_t h, int64_t i) { clean.push_back(ReadRow(c, row_b, h, i)); });
     const int64_t column = (in_v ? c.spec().v_dim : c.spec().qk_dim) / 2;
     Tensor& tensor = in_v ? c.v() : c.k();
-    const std::vector<int64_t> place = c.KeyIndex(b, kv_head, j, column);
+    const Index place = c.KeyIndex(b, kv_head, j, column);
     const double before = tensor.Get(place);
     tensor.Set(place, bad);
     ASSERT_TRUE(RunOrCountDeclined(kernel_, c));

@@ -208,35 +208,34 @@ bool Case::Visible(int64_t b, int64_t head, int64_t i, int64_t j) const {
   return TermsAllow(b, head, i, j) && (!bias_ || BiasAt(b, head, i, j) != -INFINITY);
 }
 
-std::vector<int64_t> Case::BiasIndex(int64_t b, int64_t head, int64_t i, int64_t j) const {
+Index Case::BiasIndex(int64_t b, int64_t head, int64_t i, int64_t j) const {
   const Shape& shape = bias_->shape();
-  std::vector<int64_t> index = {b, head, spec_.q_offset + i, spec_.kv_offset + j};
-  if (shape.size() == 3) index.erase(index.begin() + 1);
-  if (shape.size() == 2) index.erase(index.begin(), index.begin() + 2);
-  for (size_t d = 0; d < shape.size(); ++d) index[d] = shape[d] == 1 ? 0 : index[d];
-  return index;
+  const auto at = [&](size_t d, int64_t n) { return shape[d] == 1 ? 0 : n; };
+  const int64_t row = spec_.q_offset + i, key = spec_.kv_offset + j;
+  if (shape.size() == 2) return {at(0, row), at(1, key)};
+  if (shape.size() == 3) return {at(0, b), at(1, row), at(2, key)};
+  return {at(0, b), at(1, head), at(2, row), at(3, key)};
 }
 
 float Case::BiasAt(int64_t b, int64_t head, int64_t i, int64_t j) const {
   return static_cast<float>(bias_->Get(BiasIndex(b, head, i, j)));
 }
 
-std::vector<int64_t> Case::RowIndex(int64_t b, int64_t head, int64_t start, int64_t row,
-                                    int64_t column) const {
+Index Case::RowIndex(int64_t b, int64_t head, int64_t start, int64_t row, int64_t column) const {
   if (packed_) return {start + row, head, column};
   if (spec_.layout == TANDEM_LAYOUT_BSHD) return {b, row, head, column};
   return {b, head, row, column};
 }
 
-std::vector<int64_t> Case::QueryIndex(int64_t b, int64_t head, int64_t row, int64_t column) const {
+Index Case::QueryIndex(int64_t b, int64_t head, int64_t row, int64_t column) const {
   return RowIndex(b, head, sequences_[b].q_start, row, column);
 }
 
-std::vector<int64_t> Case::KeyIndex(int64_t b, int64_t head, int64_t row, int64_t column) const {
+Index Case::KeyIndex(int64_t b, int64_t head, int64_t row, int64_t column) const {
   return RowIndex(b, head, sequences_[b].kv_start, row, column);
 }
 
-std::vector<int64_t> Case::LseIndex(int64_t b, int64_t head, int64_t row) const {
+Index Case::LseIndex(int64_t b, int64_t head, int64_t row) const {
   if (packed_) return {head, sequences_[b].q_start + row};
   return {b, head, row};
 }

@@ -106,10 +106,10 @@ class Case {
   float BiasAt(int64_t b, int64_t head, int64_t i, int64_t j) const;
 
   // Indices into q, out (query rows) and k, v (key rows), and into lse.
-  std::vector<int64_t> QueryIndex(int64_t b, int64_t head, int64_t row, int64_t column) const;
-  std::vector<int64_t> KeyIndex(int64_t b, int64_t head, int64_t row, int64_t column) const;
-  std::vector<int64_t> LseIndex(int64_t b, int64_t head, int64_t row) const;
-  std::vector<int64_t> BiasIndex(int64_t b, int64_t head, int64_t i, int64_t j) const;
+  Index QueryIndex(int64_t b, int64_t head, int64_t row, int64_t column) const;
+  Index KeyIndex(int64_t b, int64_t head, int64_t row, int64_t column) const;
+  Index LseIndex(int64_t b, int64_t head, int64_t row) const;
+  Index BiasIndex(int64_t b, int64_t head, int64_t i, int64_t j) const;
 
   // Writes the byte over out and lse, gaps included.
   void PrefillOutputs(uint8_t byte = 0xff);
@@ -124,8 +124,7 @@ class Case {
   void MakeTerms();
   void MakeBias();
   Pair PairOf(int64_t b, int64_t head, int64_t i, int64_t j) const;
-  std::vector<int64_t> RowIndex(int64_t b, int64_t head, int64_t start, int64_t row,
-                                int64_t column) const;
+  Index RowIndex(int64_t b, int64_t head, int64_t start, int64_t row, int64_t column) const;
 
   CaseSpec spec_;
   bool packed_;

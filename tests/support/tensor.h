@@ -2,8 +2,11 @@
 #ifndef TANDEM_TESTS_SUPPORT_TENSOR_H_
 #define TANDEM_TESTS_SUPPORT_TENSOR_H_
 
+#include <algorithm>
+#include <array>
 #include <cstdint>
 #include <functional>
+#include <initializer_list>
 #include <memory>
 #include <span>
 #include <vector>
@@ -15,6 +18,19 @@
 namespace tandem::test {
 
 using Shape = std::vector<int64_t>;
+
+// The index of an element; on the heap it would cost more than the element that it names.
+class Index {
+ public:
+  Index(std::initializer_list<int64_t> values) : rank_(values.size()) {
+    std::copy(values.begin(), values.end(), values_.begin());
+  }
+  operator std::span<const int64_t>() const { return {values_.data(), rank_}; }
+
+ private:
+  std::array<int64_t, TANDEM_MAX_RANK> values_ = {};
+  size_t rank_;
+};
 
 // How the elements lie in memory. The defaults are a compact row-major array.
 struct Strides {

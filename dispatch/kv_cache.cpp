@@ -135,6 +135,7 @@ void CopyRows(const tandem_tensor& from, int64_t from_row, const char* from_data
 
 void AppendRows(const tandem_kv_cache& cache, tandem_layout layout, const tandem_tensor& from,
                 bool values, int64_t b, int64_t count) {
+  if (count == 0) return;  // an array without elements may have no address
   const tandem_tensor to = core::CacheTensor(cache, layout, values);
   const int64_t size = core::ElementSize(static_cast<DType>(from.dtype));
   const int head = layout == TANDEM_LAYOUT_BHSD ? 1 : 2;

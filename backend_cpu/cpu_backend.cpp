@@ -17,6 +17,7 @@
 namespace tandem::cpu {
 namespace {
 
+using core::DType;
 using core::KernelRecord;
 
 // Whether TANDEM_CPU_F32 is against a kernel of kType that multiplies f32 by kProducts.
@@ -39,121 +40,89 @@ bool DeclineFlash(const core::Problem& problem, core::Text* reason) {
   return FlashDecline(kType, problem, reason) || DeclineProducts<kType, kProducts>(reason);
 }
 
-template <core::DType kType>
-constexpr KernelRecord FlashAvx512(const char* name) {
-  return {name,
-          kFeatureAvx512,
-          "AVX-512 F, BW, DQ, VL and CD",
-          DeclineFlash<kType, F32Products::kFma>,
-          FlashWorkspaceAvx512,
-          FlashRunAvx512};
-}
-
-template <core::DType kType>
-constexpr KernelRecord FlashAvx2(const char* name) {
-  return {name,
-          kFeatureAvx2,
-          "AVX2, FMA and F16C",
-          DeclineFlash<kType, F32Products::kFma>,
-          FlashWorkspaceAvx2,
-          FlashRunAvx2};
-}
-
-constexpr uint64_t kAmxFeatures = kFeatureAvx512 | kFeatureAvx512Bf16 | kFeatureAmxBf16;
-constexpr char kAmxNeeds[] =
-    "AVX-512 F, BW, DQ, VL, CD and BF16, AMX with BF16, and the operating system's permission to "
-    "use its tiles";
-
-template <core::DType kType>
-constexpr KernelRecord TilesAmx(const char* name) {
-  return {name,           kAmxFeatures, kAmxNeeds, DeclineFlash<kType, F32Products::kSplit>,
-          TilesWorkspace, TilesRunAmx};
-}
-
-// The algorithm of the kernels on AMX where there is none. Behind every kernel that serves the same
-// problems, so that it runs only when asked for.
-template <core::DType kType>
-constexpr KernelRecord TilesEmulated(const char* name) {
-  return {name,
-          kFeatureAvx2,
-          "AVX2, FMA and F16C",
-          DeclineFlash<kType, F32Products::kSplit>,
-          TilesWorkspace,
-          TilesRunEmulated};
-}
-
 template <core::DType kType, F32Products kProducts>
 bool DeclineBackward(const core::Problem& problem, core::Text* reason) {
   return BackwardDecline(kType, problem, reason) || DeclineProducts<kType, kProducts>(reason);
 }
 
-template <core::DType kType>
-constexpr KernelRecord BackwardAmx(const char* name) {
+// What the kernels of one algorithm and instruction set share.
+struct Family {
+  uint64_t features;
+  const char* needs;
+  decltype(KernelRecord::workspace_size) workspace_size;
+  decltype(KernelRecord::run) run;
+};
+
+constexpr char kAvx2Needs[] = "AVX2, FMA and F16C";
+constexpr char kAvx512Needs[] = "AVX-512 F, BW, DQ, VL and CD";
+constexpr uint64_t kAmxFeatures = kFeatureAvx512 | kFeatureAvx512Bf16 | kFeatureAmxBf16;
+constexpr char kAmxNeeds[] =
+    "AVX-512 F, BW, DQ, VL, CD and BF16, AMX with BF16, and the operating system's permission to "
+    "use its tiles";
+
+constexpr Family kFlashAvx2 = {kFeatureAvx2, kAvx2Needs, FlashWorkspaceAvx2, FlashRunAvx2};
+constexpr Family kFlashAvx512 = {kFeatureAvx512, kAvx512Needs, FlashWorkspaceAvx512,
+                                 FlashRunAvx512};
+constexpr Family kTilesAmx = {kAmxFeatures, kAmxNeeds, TilesWorkspace, TilesRunAmx};
+// The algorithm of the kernels on AMX where there is none. Behind every kernel that serves the same
+// problems, so that it runs only when asked for.
+constexpr Family kTilesEmulated = {kFeatureAvx2, kAvx2Needs, TilesWorkspace, TilesRunEmulated};
+constexpr Family kBackwardAvx2 = {kFeatureAvx2, kAvx2Needs, BackwardWorkspaceAvx2, BackwardRunAvx2};
+constexpr Family kBackwardAvx512 = {kFeatureAvx512, kAvx512Needs, BackwardWorkspaceAvx512,
+                                    BackwardRunAvx512};
+constexpr Family kBackwardAmx = {kAmxFeatures, kAmxNeeds, BackwardWorkspaceTiles, BackwardRunAmx};
+constexpr Family kBackwardEmulated = {kFeatureAvx2, kAvx2Needs, BackwardWorkspaceTiles,
+                                      BackwardRunEmulated};
+
+template <core::DType kType, F32Products kProducts>
+constexpr KernelRecord Forward(const char* name, const Family& family) {
   return {name,
-          kAmxFeatures,
-          kAmxNeeds,
-          DeclineBackward<kType, F32Products::kSplit>,
-          BackwardWorkspaceTiles,
-          BackwardRunAmx};
+          family.features,
+          family.needs,
+          DeclineFlash<kType, kProducts>,
+          family.workspace_size,
+          family.run};
 }
 
-// Behind the others, as TilesEmulated.
-template <core::DType kType>
-constexpr KernelRecord BackwardEmulated(const char* name) {
+template <core::DType kType, F32Products kProducts>
+constexpr KernelRecord Backward(const char* name, const Family& family) {
   return {name,
-          kFeatureAvx2,
-          "AVX2, FMA and F16C",
-          DeclineBackward<kType, F32Products::kSplit>,
-          BackwardWorkspaceTiles,
-          BackwardRunEmulated};
-}
-
-template <core::DType kType>
-constexpr KernelRecord BackwardAvx512(const char* name) {
-  return {name,
-          kFeatureAvx512,
-          "AVX-512 F, BW, DQ, VL and CD",
-          DeclineBackward<kType, F32Products::kFma>,
-          BackwardWorkspaceAvx512,
-          BackwardRunAvx512};
-}
-
-template <core::DType kType>
-constexpr KernelRecord BackwardAvx2(const char* name) {
-  return {name,
-          kFeatureAvx2,
-          "AVX2, FMA and F16C",
-          DeclineBackward<kType, F32Products::kFma>,
-          BackwardWorkspaceAvx2,
-          BackwardRunAvx2};
+          family.features,
+          family.needs,
+          DeclineBackward<kType, kProducts>,
+          family.workspace_size,
+          family.run};
 }
 
 // Best first, as measured (docs/benchmarks.md). To add a kernel, add its line.
 constexpr KernelRecord kKernels[] = {
-    TilesAmx<core::DType::kBF16>("flash_cpu.amx.bf16"),
-    TilesAmx<core::DType::kF16>("flash_cpu.amx.f16"),
-    TilesAmx<core::DType::kF32>("flash_cpu.amx.f32"),
-    FlashAvx512<core::DType::kF32>("flash_cpu.avx512.f32"),
-    FlashAvx512<core::DType::kBF16>("flash_cpu.avx512.bf16"),
-    FlashAvx512<core::DType::kF16>("flash_cpu.avx512.f16"),
-    FlashAvx2<core::DType::kF32>("flash_cpu.avx2.f32"),
-    FlashAvx2<core::DType::kBF16>("flash_cpu.avx2.bf16"),
-    FlashAvx2<core::DType::kF16>("flash_cpu.avx2.f16"),
-    TilesEmulated<core::DType::kF32>("flash_cpu.avx2_tiles.f32"),
-    TilesEmulated<core::DType::kBF16>("flash_cpu.avx2_tiles.bf16"),
-    TilesEmulated<core::DType::kF16>("flash_cpu.avx2_tiles.f16"),
-    BackwardAmx<core::DType::kBF16>("flash_cpu_backward.amx.bf16"),
-    BackwardAmx<core::DType::kF16>("flash_cpu_backward.amx.f16"),
-    BackwardAvx512<core::DType::kF32>("flash_cpu_backward.avx512.f32"),
-    BackwardAmx<core::DType::kF32>("flash_cpu_backward.amx.f32"),
-    BackwardAvx512<core::DType::kBF16>("flash_cpu_backward.avx512.bf16"),
-    BackwardAvx512<core::DType::kF16>("flash_cpu_backward.avx512.f16"),
-    BackwardAvx2<core::DType::kF32>("flash_cpu_backward.avx2.f32"),
-    BackwardAvx2<core::DType::kBF16>("flash_cpu_backward.avx2.bf16"),
-    BackwardAvx2<core::DType::kF16>("flash_cpu_backward.avx2.f16"),
-    BackwardEmulated<core::DType::kF32>("flash_cpu_backward.avx2_tiles.f32"),
-    BackwardEmulated<core::DType::kBF16>("flash_cpu_backward.avx2_tiles.bf16"),
-    BackwardEmulated<core::DType::kF16>("flash_cpu_backward.avx2_tiles.f16"),
+    Forward<DType::kBF16, F32Products::kSplit>("flash_cpu.amx.bf16", kTilesAmx),
+    Forward<DType::kF16, F32Products::kSplit>("flash_cpu.amx.f16", kTilesAmx),
+    Forward<DType::kF32, F32Products::kSplit>("flash_cpu.amx.f32", kTilesAmx),
+    Forward<DType::kF32, F32Products::kFma>("flash_cpu.avx512.f32", kFlashAvx512),
+    Forward<DType::kBF16, F32Products::kFma>("flash_cpu.avx512.bf16", kFlashAvx512),
+    Forward<DType::kF16, F32Products::kFma>("flash_cpu.avx512.f16", kFlashAvx512),
+    Forward<DType::kF32, F32Products::kFma>("flash_cpu.avx2.f32", kFlashAvx2),
+    Forward<DType::kBF16, F32Products::kFma>("flash_cpu.avx2.bf16", kFlashAvx2),
+    Forward<DType::kF16, F32Products::kFma>("flash_cpu.avx2.f16", kFlashAvx2),
+    Forward<DType::kF32, F32Products::kSplit>("flash_cpu.avx2_tiles.f32", kTilesEmulated),
+    Forward<DType::kBF16, F32Products::kSplit>("flash_cpu.avx2_tiles.bf16", kTilesEmulated),
+    Forward<DType::kF16, F32Products::kSplit>("flash_cpu.avx2_tiles.f16", kTilesEmulated),
+    Backward<DType::kBF16, F32Products::kSplit>("flash_cpu_backward.amx.bf16", kBackwardAmx),
+    Backward<DType::kF16, F32Products::kSplit>("flash_cpu_backward.amx.f16", kBackwardAmx),
+    Backward<DType::kF32, F32Products::kFma>("flash_cpu_backward.avx512.f32", kBackwardAvx512),
+    Backward<DType::kF32, F32Products::kSplit>("flash_cpu_backward.amx.f32", kBackwardAmx),
+    Backward<DType::kBF16, F32Products::kFma>("flash_cpu_backward.avx512.bf16", kBackwardAvx512),
+    Backward<DType::kF16, F32Products::kFma>("flash_cpu_backward.avx512.f16", kBackwardAvx512),
+    Backward<DType::kF32, F32Products::kFma>("flash_cpu_backward.avx2.f32", kBackwardAvx2),
+    Backward<DType::kBF16, F32Products::kFma>("flash_cpu_backward.avx2.bf16", kBackwardAvx2),
+    Backward<DType::kF16, F32Products::kFma>("flash_cpu_backward.avx2.f16", kBackwardAvx2),
+    Backward<DType::kF32, F32Products::kSplit>("flash_cpu_backward.avx2_tiles.f32",
+                                               kBackwardEmulated),
+    Backward<DType::kBF16, F32Products::kSplit>("flash_cpu_backward.avx2_tiles.bf16",
+                                                kBackwardEmulated),
+    Backward<DType::kF16, F32Products::kSplit>("flash_cpu_backward.avx2_tiles.f16",
+                                               kBackwardEmulated),
 #if defined(TANDEM_HAS_ONEDNN)
     {"onednn.cpu", 0, "x86-64", OnednnDecline, OnednnWorkspace, OnednnRun},
 #endif

@@ -31,30 +31,31 @@ inline constexpr int64_t kPairLanes = 2 * kLanes<Arch>;
 // Columns are worked on by pairs of vectors, and a last vector alone where their number is odd.
 // Pairs of bf16 are taken apart into the elements at even and at odd places, which costs half of
 // what keeping their order would: this is the order of q, and of the sums of values.
-template <class Arch>
-TANDEM_ISA_INLINE void ToPairOrder(core::DType type, int64_t columns, const float* from,
-                                   float* to) {
+// Calls visit(column, its place in that order).
+template <class Arch, typename Visit>
+TANDEM_ISA_INLINE void ForEachColumn(core::DType type, int64_t columns, Visit visit) {
   const int64_t paired = type == core::DType::kBF16 ? columns - columns % kPairLanes<Arch> : 0;
   for (int64_t c = 0; c < paired; c += kPairLanes<Arch>) {
     for (int64_t t = 0; t < kLanes<Arch>; ++t) {
-      to[c + t] = from[c + 2 * t];
-      to[c + kLanes<Arch> + t] = from[c + 2 * t + 1];
+      visit(c + 2 * t, c + t);
+      visit(c + 2 * t + 1, c + kLanes<Arch> + t);
     }
   }
-  for (int64_t c = paired; c < columns; ++c) to[c] = from[c];
+  for (int64_t c = paired; c < columns; ++c) visit(c, c);
+}
+
+template <class Arch>
+TANDEM_ISA_INLINE void ToPairOrder(core::DType type, int64_t columns, const float* from,
+                                   float* to) {
+  ForEachColumn<Arch>(type, columns,
+                      [&](int64_t column, int64_t place) { to[place] = from[column]; });
 }
 
 template <class Arch>
 TANDEM_ISA_INLINE void FromPairOrder(core::DType type, int64_t columns, const float* from,
                                      float* to) {
-  const int64_t paired = type == core::DType::kBF16 ? columns - columns % kPairLanes<Arch> : 0;
-  for (int64_t c = 0; c < paired; c += kPairLanes<Arch>) {
-    for (int64_t t = 0; t < kLanes<Arch>; ++t) {
-      to[c + 2 * t] = from[c + t];
-      to[c + 2 * t + 1] = from[c + kLanes<Arch> + t];
-    }
-  }
-  for (int64_t c = paired; c < columns; ++c) to[c] = from[c];
+  ForEachColumn<Arch>(type, columns,
+                      [&](int64_t column, int64_t place) { to[column] = from[place]; });
 }
 
 TANDEM_ISA_INLINE void SplitBf16(const char* from, Vector<Avx2>* even, Vector<Avx2>* odd) {

@@ -77,6 +77,10 @@ tandem_status CheckConfig(const tandem_kv_cache_config* config, CacheLayout* lay
   return TANDEM_STATUS_OK;
 }
 
+int32_t LengthAt(const tandem_tensor& lengths, int64_t b) {
+  return static_cast<const int32_t*>(lengths.data)[b * lengths.strides[0]];
+}
+
 // lengths[b] in [0, limit(b)]; true where all are.
 template <typename Limit>
 bool CheckLengths(const tandem_tensor* lengths, int64_t batch, core::Checker* check, Limit limit) {
@@ -88,17 +92,13 @@ bool CheckLengths(const tandem_tensor* lengths, int64_t batch, core::Checker* ch
     return check->Fail("lengths is on a CUDA device, must be in host memory");
   }
   for (int64_t b = 0; b < batch; ++b) {
-    const int32_t value = static_cast<const int32_t*>(lengths->data)[b * lengths->strides[0]];
+    const int32_t value = LengthAt(*lengths, b);
     if (value < 0 || value > limit(b)) {
       return check->Fail("lengths[%lld] is %d, must be in [0, %lld]", static_cast<long long>(b),
                          value, static_cast<long long>(limit(b)));
     }
   }
   return true;
-}
-
-int64_t LengthAt(const tandem_tensor& lengths, int64_t b) {
-  return static_cast<const int32_t*>(lengths.data)[b * lengths.strides[0]];
 }
 
 // k or v of an append: its shape is [batch, heads, n, dim] in the layout's order.
@@ -203,7 +203,7 @@ tandem_status Truncate(tandem_kv_cache* cache, const tandem_tensor* lengths) {
     return TANDEM_STATUS_INVALID_ARGUMENT;
   }
   for (int64_t b = 0; b < batch; ++b) {
-    cache->lengths[b] = lengths == nullptr ? 0 : static_cast<int32_t>(LengthAt(*lengths, b));
+    cache->lengths[b] = lengths == nullptr ? 0 : LengthAt(*lengths, b);
   }
   return TANDEM_STATUS_OK;
 }

@@ -9,6 +9,7 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "backend_cuda/backward.h"
 #include "backend_cuda/launch.h"
 #include "backend_cuda/policy.h"
 #include "core/backend.h"
@@ -166,7 +167,7 @@ tandem_status GetDeviceInfo(int32_t index, core::DeviceInfo* info, Text* error) 
 template <DType kDType>
 bool DeclineForward(const Problem& problem, Text* reason) {
   if (problem.is_backward) {
-    Format(reason, "it serves the forward pass only; CUDA has no backward pass yet");
+    Format(reason, "it serves the forward pass only");
   } else if (problem.dtype != kDType) {
     Format(reason, "it serves %s, and q is %s", core::DTypeName(kDType),
            core::DTypeName(problem.dtype));
@@ -225,6 +226,16 @@ tandem_status RunForward(const Problem& problem, void* workspace, const Context&
   });
 }
 
+template <DType kDType>
+bool DeclineGradients(const Problem& problem, Text* reason) {
+  return DeclineBackward(kDType, problem, reason);
+}
+
+tandem_status RunBackward(const Problem& problem, void* workspace, const Context& context) {
+  return OnDevice(context, "launching the backward pass",
+                  [&](cudaStream_t stream) { return LaunchBackward(problem, workspace, stream); });
+}
+
 constexpr const char* kRequirement = "a GPU of compute capability 8.0 or newer";
 
 constexpr core::KernelRecord kKernels[] = {
@@ -234,6 +245,12 @@ constexpr core::KernelRecord kKernels[] = {
      WorkspaceSize, RunForward<DType::kF16>},
     {"efficient_cuda.sm80.f32", kFeatureSm80, kRequirement, DeclineForward<DType::kF32>,
      WorkspaceSize, RunForward<DType::kF32>},
+    {"efficient_cuda_backward.sm80.bf16", kFeatureSm80, kRequirement,
+     DeclineGradients<DType::kBF16>, BackwardWorkspaceSize, RunBackward},
+    {"efficient_cuda_backward.sm80.f16", kFeatureSm80, kRequirement, DeclineGradients<DType::kF16>,
+     BackwardWorkspaceSize, RunBackward},
+    {"efficient_cuda_backward.sm80.f32", kFeatureSm80, kRequirement, DeclineGradients<DType::kF32>,
+     BackwardWorkspaceSize, RunBackward},
 };
 
 tandem_status PrepareMask(const Problem& problem, const core::PreparationLayout& layout,

@@ -103,6 +103,11 @@ class Outputs(ctypes.Structure):
     ]
 
 
+class Gradients(ctypes.Structure):
+    _fields_ = [("struct_size", ctypes.c_uint32), ("deterministic", ctypes.c_int32)] + [
+        (name, TensorPointer) for name in ("dout", "dlse", "dq", "dk", "dv", "dbias", "dsink", "dalibi")]
+
+
 class Options(ctypes.Structure):
     _fields_ = [
         ("struct_size", ctypes.c_uint32),
@@ -270,6 +275,39 @@ class Attention:
     def __del__(self):
         self.library.c.tandem_plan_destroy(self.plan)
         self.library.c.tandem_mask_plan_destroy(self.mask_plan)
+
+
+class BackwardAttention:
+    """The planned backward pass of an Attention with LSE, as it was run last; `dq`, `dk`, `dv` and, with a bias,
+    `dbias` hold the result."""
+
+    def __init__(self, forward, q, k, v, dout, bias=None, kernel=None):
+        torch, self.forward, self.library, self.plan = forward.torch, forward, forward.library, ctypes.c_void_p()
+        self.dq, self.dk, self.dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+        self.dbias = None if bias is None else torch.empty(bias.shape, dtype=torch.float32, device=bias.device)
+        g = self.gradients = Gradients()
+        g.struct_size = ctypes.sizeof(Gradients)
+        for name, tensor in (("dout", dout), ("dq", self.dq), ("dk", self.dk), ("dv", self.dv), ("dbias", self.dbias)):
+            if tensor is not None:
+                setattr(g, name, forward.description._tensor(tensor))
+        options = Options()
+        options.struct_size = ctypes.sizeof(Options)
+        options.kernel = kernel.encode() if kernel else None
+        c = self.library.c
+        self.library.check(c.tandem_plan_create(ctypes.byref(forward.problem), ctypes.byref(forward.outputs),
+                                                ctypes.byref(g), ctypes.byref(options), ctypes.byref(self.plan)))
+        self.kernel = c.tandem_plan_kernel(self.plan).decode()
+        self.workspace_size = c.tandem_plan_workspace_size(self.plan)
+        self.workspace, self.workspace_data = forward._allocate(self.workspace_size)
+
+    def __call__(self):
+        self.library.check(self.library.c.tandem_plan_run(
+            self.plan, ctypes.byref(self.forward.problem), ctypes.byref(self.forward.outputs),
+            ctypes.byref(self.gradients), ctypes.c_void_p(self.workspace_data), ctypes.c_size_t(self.workspace_size),
+            ctypes.c_void_p(self.forward._stream())))
+
+    def __del__(self):
+        self.library.c.tandem_plan_destroy(self.plan)
 
 
 class Judgement(ctypes.Structure):

@@ -1,0 +1,107 @@
+#include "backend_cuda/backward.h"
+
+#include "core/softmax.h"
+
+namespace tandem::cuda {
+namespace {
+
+using core::DType;
+using core::Problem;
+
+template <DType kDType, int kHeadDim>
+cudaError_t LaunchProducts(const BackwardParams& params, cudaStream_t stream) {
+  const Problem& p = params.problem;
+  cudaError_t error = cudaSuccess;
+  if (p.dk.data != nullptr || p.dv.data != nullptr || NeedsKeySums(p)) {
+    error = LaunchGradients<kDType, kHeadDim>(params, GradientSide::kKeys, stream);
+  }
+  if (error == cudaSuccess && (p.dq.data != nullptr || NeedsRowSums(p))) {
+    error = LaunchGradients<kDType, kHeadDim>(params, GradientSide::kQueries, stream);
+  }
+  if (error == cudaSuccess && HasBiasMatrix(p)) {
+    error = LaunchBiasMatrix<kDType, kHeadDim>(params, stream);
+  }
+  return error;
+}
+
+template <DType kDType>
+cudaError_t LaunchType(const BackwardParams& params, cudaStream_t stream) {
+  switch (GradientHeadDim(core::Max(params.problem.qk_dim, params.problem.v_dim))) {
+    case 64:
+      return LaunchProducts<kDType, 64>(params, stream);
+    case 128:
+      return LaunchProducts<kDType, 128>(params, stream);
+    default:
+      return LaunchProducts<kDType, 256>(params, stream);
+  }
+}
+
+// Whether scores are nothing but products by a scale that neither overflows nor vanishes in the
+// exponential.
+bool IsPlain(const Problem& p) {
+  const float magnitude = p.scale < 0.0f ? -p.scale : p.scale;
+  return p.bias.data == nullptr && p.alibi_slopes == nullptr && p.softcap <= 0.0f &&
+         p.dropout.enabled == 0 && magnitude > 1e-30f && magnitude < 1e30f;
+}
+
+}  // namespace
+
+bool DeclineBackward(DType dtype, const Problem& problem, core::Text* reason) {
+  if (!problem.is_backward) {
+    core::Format(reason, "it computes gradients, and none are asked for");
+  } else if (problem.dtype != dtype) {
+    core::Format(reason, "it takes %s tensors, and q, k and v are %s", core::DTypeName(dtype),
+                 core::DTypeName(problem.dtype));
+  } else if (problem.has_block_table || problem.has_kv_cache) {
+    core::Format(reason, "%s is given, and it has no gradients of paged or packed keys",
+                 problem.has_block_table ? "block_table" : "kv_cache");
+  } else if (problem.qk_dim > kMaxHeadDim || problem.v_dim > kMaxHeadDim) {
+    core::Format(reason, "head dims are 1 to %d, and that of q and k is %lld, that of v is %lld",
+                 kMaxHeadDim, static_cast<long long>(problem.qk_dim),
+                 static_cast<long long>(problem.v_dim));
+  } else {
+    return false;
+  }
+  return true;
+}
+
+int64_t BackwardWorkspaceSize(const Problem& problem) {
+  BackwardParams params = {};
+  params.problem = problem;
+  return LayOutBackward(&params, nullptr);
+}
+
+cudaError_t LaunchBackward(const Problem& problem, void* workspace, cudaStream_t stream) {
+  BackwardParams params = {};
+  params.problem = problem;
+  LayOutBackward(&params, static_cast<char*>(workspace));
+  const DType math = GradientMath(problem);
+  params.is_plain = IsPlain(problem) ? 1 : 0;
+  params.unit = problem.scale * (math == DType::kF32 ? 1.0f : core::kLog2e);
+  cudaError_t error = cudaSuccess;
+  if (core::IsPacked(problem)) error = LaunchFillGradientGaps(problem, stream);
+  // A shard's part of the bias may be smaller than the bias.
+  if (error == cudaSuccess && HasBiasMatrix(problem) &&
+      (problem.q_rows < problem.global_q_len || problem.kv_rows < problem.global_kv_len)) {
+    error = LaunchFillBias(problem, stream);
+  }
+  if (error == cudaSuccess) error = LaunchPrepareGradients(params, stream);
+  if (error != cudaSuccess) return error;
+  switch (math) {
+    case DType::kF16:
+      error = LaunchType<DType::kF16>(params, stream);
+      break;
+    case DType::kBF16:
+      error = LaunchType<DType::kBF16>(params, stream);
+      break;
+    default:
+      error = LaunchType<DType::kF32>(params, stream);
+      break;
+  }
+  if (error == cudaSuccess && problem.dv.data != nullptr) {
+    error = LaunchMarkNonFinite(params, stream);
+  }
+  return error == cudaSuccess ? LaunchReduceSums(params, stream) : error;
+}
+
+}  // namespace tandem::cuda

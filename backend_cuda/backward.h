@@ -1,0 +1,41 @@
+// The backward pass: its launchers, which only launch. Workspace and params: backward_params.h.
+#ifndef TANDEM_BACKEND_CUDA_BACKWARD_H_
+#define TANDEM_BACKEND_CUDA_BACKWARD_H_
+
+#include <cuda_runtime_api.h>
+
+#include "backend_cuda/backward_params.h"
+#include "core/text.h"
+
+namespace tandem::cuda {
+
+// What a backward kernel of one dtype does not serve, as KernelRecord::decline.
+bool DeclineBackward(core::DType dtype, const core::Problem& problem, core::Text* reason);
+// Bytes of workspace; no data is read.
+int64_t BackwardWorkspaceSize(const core::Problem& problem);
+// All gradients that the problem asks for.
+cudaError_t LaunchBackward(const core::Problem& problem, void* workspace, cudaStream_t stream);
+
+// Parts of it. kDType: GradientMath; kHeadDim: GradientHeadDim(max(Dqk, Dv)).
+
+// dQ, or dK and dV, and the sums that the problem needs of them.
+template <core::DType kDType, int kHeadDim>
+cudaError_t LaunchGradients(BackwardParams params, GradientSide side, cudaStream_t stream);
+// dBias of its own rows and keys.
+template <core::DType kDType, int kHeadDim>
+cudaError_t LaunchBiasMatrix(BackwardParams params, cudaStream_t stream);
+
+// Planes, flags and statistics.
+cudaError_t LaunchPrepareGradients(const BackwardParams& params, cudaStream_t stream);
+// Zeros for the rows of packed gradients that belong to no sequence.
+cudaError_t LaunchFillGradientGaps(const core::Problem& problem, cudaStream_t stream);
+// Zeros for dBias.
+cudaError_t LaunchFillBias(const core::Problem& problem, cudaStream_t stream);
+// NaN in dV where a visible element of dO is not finite.
+cudaError_t LaunchMarkNonFinite(const BackwardParams& params, cudaStream_t stream);
+// dSink, dALiBi, and dBias where it is broadcast along rows or keys.
+cudaError_t LaunchReduceSums(const BackwardParams& params, cudaStream_t stream);
+
+}  // namespace tandem::cuda
+
+#endif  // TANDEM_BACKEND_CUDA_BACKWARD_H_

@@ -1,0 +1,6 @@
+#include "backend_cuda/backward_launch.cuh"
+
+template cudaError_t tandem::cuda::LaunchGradients<tandem::core::DType::kF32, 128>(
+    tandem::cuda::BackwardParams, tandem::cuda::GradientSide, cudaStream_t);
+template cudaError_t tandem::cuda::LaunchBiasMatrix<tandem::core::DType::kF32, 128>(
+    tandem::cuda::BackwardParams, cudaStream_t);

@@ -1,6 +1,5 @@
 // Tensors that are on the GPU already: what staging cannot show. Streams, graphs, mask plans in
 // device memory, and metadata on the device that cannot be trusted.
-#include <cuda_runtime_api.h>
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -8,55 +7,11 @@
 #include <memory>
 #include <tandem/tandem.hpp>
 
+#include "tests/cuda/device_array.h"
 #include "tests/support/kernels.h"
-#include "tests/support/random.h"
 
 namespace tandem::test {
 namespace {
-
-void CheckCuda(cudaError_t error) { ASSERT_EQ(error, cudaSuccess) << cudaGetErrorString(error); }
-
-// Device memory with a canary behind it.
-template <typename T>
-class DeviceArray {
- public:
-  explicit DeviceArray(int64_t count) : count_(count) {
-    CheckCuda(cudaMalloc(&data_, count * sizeof(T) + kCanary));
-    CheckCuda(cudaMemset(data_, 0xc5, count * sizeof(T) + kCanary));
-    CheckCuda(cudaDeviceSynchronize());  // streams that do not block do not wait for it
-  }
-  explicit DeviceArray(const std::vector<T>& values)
-      : DeviceArray(static_cast<int64_t>(values.size())) {
-    CheckCuda(cudaMemcpy(data_, values.data(), values.size() * sizeof(T), cudaMemcpyHostToDevice));
-  }
-  ~DeviceArray() { cudaFree(data_); }
-  DeviceArray(const DeviceArray&) = delete;
-  DeviceArray& operator=(const DeviceArray&) = delete;
-  T* data() const { return static_cast<T*>(data_); }
-  std::vector<T> Fetch() const {
-    std::vector<T> values(static_cast<size_t>(count_));
-    CheckCuda(cudaMemcpy(values.data(), data_, values.size() * sizeof(T), cudaMemcpyDeviceToHost));
-    uint8_t canary[kCanary];
-    CheckCuda(cudaMemcpy(canary, data() + count_, kCanary, cudaMemcpyDeviceToHost));
-    for (uint8_t byte : canary) EXPECT_EQ(byte, 0xc5) << "written behind the array";
-    return values;
-  }
-  tandem::Tensor View(DType dtype, std::initializer_list<int64_t> shape) const {
-    return tandem::Tensor(data_, dtype, shape, {}, Device::kCuda);
-  }
-
- private:
-  static constexpr size_t kCanary = 256;
-  int64_t count_;
-  void* data_ = nullptr;
-};
-
-std::vector<float> Normals(int64_t count, uint64_t seed) {
-  Random random(seed);
-  std::vector<float> values(static_cast<size_t>(count));
-  for (float& value : values) value = static_cast<float>(random.Normal());
-  return values;
-}
 
 constexpr int64_t kHeads = 2, kDim = 40;
 

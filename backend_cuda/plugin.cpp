@@ -10,6 +10,7 @@
 #include <cstring>
 
 #include "backend_cuda/backward.h"
+#include "backend_cuda/hopper/launch.h"
 #include "backend_cuda/launch.h"
 #include "backend_cuda/policy.h"
 #include "core/backend.h"
@@ -191,13 +192,22 @@ int64_t WorkspaceSize(const Problem& problem) {
   return LayOutWorkspace(&params, nullptr);
 }
 
+// What all kernels have in common: the sequences that are short, and rows outside of every packed
+// sequence.
+template <DType kDType, int kHeadDim>
+cudaError_t LaunchShort(const ForwardParams& params, cudaStream_t stream) {
+  if (core::IsPacked(params.problem)) {
+    const cudaError_t error = LaunchFillGaps(params.problem, stream);
+    if (error != cudaSuccess) return error;
+  }
+  if (!MayBeShort(params.problem)) return cudaSuccess;
+  const cudaError_t error = LaunchForwardShort<kDType, kHeadDim>(params, stream);
+  return error != cudaSuccess ? error : LaunchMergeSplits(params, stream);
+}
+
 template <DType kDType, int kHeadDim>
 cudaError_t LaunchForward(const ForwardParams& params, cudaStream_t stream) {
-  cudaError_t error = cudaSuccess;
-  if (MayBeShort(params.problem)) {
-    error = LaunchForwardShort<kDType, kHeadDim>(params, stream);
-    if (error == cudaSuccess) error = LaunchMergeSplits(params, stream);
-  }
+  cudaError_t error = LaunchShort<kDType, kHeadDim>(params, stream);
   if (error != cudaSuccess || !MayBeLong(params.problem)) return error;
   if (kDType == DType::kF32) error = LaunchSplitPlanes(params, stream);
   return error != cudaSuccess ? error : LaunchForwardTiles<kDType, kHeadDim>(params, stream);
@@ -209,10 +219,6 @@ tandem_status RunForward(const Problem& problem, void* workspace, const Context&
   params.problem = problem;
   LayOutWorkspace(&params, static_cast<char*>(workspace));
   return OnDevice(context, "launching the forward pass", [&](cudaStream_t stream) {
-    if (core::IsPacked(problem)) {
-      const cudaError_t error = LaunchFillGaps(problem, stream);
-      if (error != cudaSuccess) return error;
-    }
     switch (HeadDimBucket(core::Max(problem.qk_dim, problem.v_dim))) {
       case 32:
         return LaunchForward<kDType, 32>(params, stream);
@@ -236,9 +242,56 @@ tandem_status RunBackward(const Problem& problem, void* workspace, const Context
                   [&](cudaStream_t stream) { return LaunchBackward(problem, workspace, stream); });
 }
 
+// ---- kernels of sm_90a ----
+
+template <DType kDType>
+bool DeclineHopper(const Problem& problem, Text* reason) {
+  return DeclineForward<kDType>(problem, reason) || hopper::Declines(problem, reason);
+}
+
+int64_t HopperWorkspaceSize(const Problem& problem) {
+  return WorkspaceSize(problem) + (MayBeLong(problem) ? hopper::FlagBytes(problem) : 0);
+}
+
+template <DType kDType, int kHeadDim>
+cudaError_t LaunchHopper(const ForwardParams& shorts, const hopper::Params& params,
+                         cudaStream_t stream) {
+  const cudaError_t error = LaunchShort<kDType, kHeadDim>(shorts, stream);
+  if (error != cudaSuccess || !MayBeLong(shorts.problem)) return error;
+  return hopper::LaunchForward<kDType, hopper::HeadDimBucket(kHeadDim)>(params, stream);
+}
+
+template <DType kDType>
+tandem_status RunHopper(const Problem& problem, void* workspace, const Context& context) {
+  ForwardParams shorts = {};
+  shorts.problem = problem;
+  char* const flags =
+      static_cast<char*>(workspace) + LayOutWorkspace(&shorts, static_cast<char*>(workspace));
+  hopper::Params params;
+  if (!hopper::MakeParams(problem, flags, &params)) {
+    return RunForward<kDType>(problem, workspace, context);
+  }
+  return OnDevice(context, "launching the forward pass", [&](cudaStream_t stream) {
+    switch (HeadDimBucket(core::Max(problem.qk_dim, problem.v_dim))) {
+      case 32:
+        return LaunchHopper<kDType, 32>(shorts, params, stream);
+      case 64:
+        return LaunchHopper<kDType, 64>(shorts, params, stream);
+      default:
+        return LaunchHopper<kDType, 128>(shorts, params, stream);
+    }
+  });
+}
+
 constexpr const char* kRequirement = "a GPU of compute capability 8.0 or newer";
 
+constexpr const char* kHopperRequirement = "a GPU of compute capability 9.0";
+
 constexpr core::KernelRecord kKernels[] = {
+    {"efficient_cuda.sm90.bf16", kFeatureSm90, kHopperRequirement, DeclineHopper<DType::kBF16>,
+     HopperWorkspaceSize, RunHopper<DType::kBF16>},
+    {"efficient_cuda.sm90.f16", kFeatureSm90, kHopperRequirement, DeclineHopper<DType::kF16>,
+     HopperWorkspaceSize, RunHopper<DType::kF16>},
     {"efficient_cuda.sm80.bf16", kFeatureSm80, kRequirement, DeclineForward<DType::kBF16>,
      WorkspaceSize, RunForward<DType::kBF16>},
     {"efficient_cuda.sm80.f16", kFeatureSm80, kRequirement, DeclineForward<DType::kF16>,

@@ -118,6 +118,18 @@ __device__ __forceinline__ uint32_t PackPair(float low, float high) {
   return packed;
 }
 
+// a * b + c of both halves.
+template <DType kType>
+__device__ __forceinline__ uint32_t MultiplyAddPair(uint32_t a, uint32_t b, uint32_t c) {
+  uint32_t result;
+  if constexpr (kType == DType::kF16) {
+    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(result) : "r"(a), "r"(b), "r"(c));
+  } else {
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(result) : "r"(a), "r"(b), "r"(c));
+  }
+  return result;
+}
+
 template <DType kType>
 __device__ __forceinline__ float UnpackLow(uint32_t packed) {
   if constexpr (kType == DType::kBF16) return core::BitsToFloat(packed << 16);

@@ -4,6 +4,7 @@
 
 #include "backend_cuda/forward_kernel.cuh"
 #include "backend_cuda/forward_launch.cuh"
+#include "backend_cuda/tile_choice.h"
 
 namespace tandem::cuda {
 
@@ -18,14 +19,6 @@ inline int32_t StagedBiasBytes(const core::Problem& p, int block_keys) {
   const bool is_aligned = reinterpret_cast<uintptr_t>(bias.data) % 16 == 0 &&
                           strides * bytes % 16 == 0 && block_keys * bytes % 16 == 0;
   return is_aligned ? static_cast<int32_t>(bytes) : 0;
-}
-
-// Whether scores are products by an ordinary scale, and nothing but a bias comes on top: a scale
-// that neither overflows nor vanishes in the exponential.
-inline bool HasOrdinaryScores(const core::Problem& p) {
-  const float magnitude = p.scale < 0.0f ? -p.scale : p.scale;
-  return p.alibi_slopes == nullptr && p.softcap <= 0.0f && p.dropout.enabled == 0 &&
-         magnitude > 1e-30f && magnitude < 1e30f;
 }
 
 template <core::DType kDType, int kHeadDim, ScoreTerms kTerms>

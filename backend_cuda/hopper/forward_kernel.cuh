@@ -1,0 +1,777 @@
+// The forward kernel of sm_90a: two warps load tiles by the tensor memory accelerator, two or three
+// warpgroups of 64 query rows each multiply them (wgmma) and keep scores, probabilities and output
+// in registers. As many blocks as multiprocessors walk over all row blocks.
+//
+// The softmax measures from a reference instead of the running maximum: the maximum of the first
+// tile in which a row sees something. Later tiles need no maximum and no rescaling; where the
+// exponentials of a row grow beyond a bound, the tile is done again for that row, with its maximum
+// as the new reference. The reference cancels in the result. Every row decides for itself, from its
+// own scores.
+//
+// NaN and infinity in V at hidden pairs would reach the output as 0 * NaN. As in the portable
+// kernel that is not looked for in advance: a warp whose output has a non-finite element leaves a
+// flag, and a second launch (Variant::kCareful) serves the flagged row blocks again, with such
+// elements taken out of V and put where they are visible. Every row whose output is finite then has
+// the bits that it would have had without them. The others are done once more from the true maximum
+// (is_strict): large probabilities may have met large values.
+#ifndef TANDEM_BACKEND_CUDA_HOPPER_FORWARD_KERNEL_CUH_
+#define TANDEM_BACKEND_CUDA_HOPPER_FORWARD_KERNEL_CUH_
+
+#include "backend_cuda/hopper/forward_producer.cuh"
+#include "backend_cuda/row_output.cuh"
+#include "backend_cuda/tile_staging.cuh"
+
+namespace tandem::cuda::hopper {
+
+// A warpgroup of 64 rows. This lane has rows 16 w + g and 16 w + g + 8 of them, r = 0 and 1; bit
+// 2 t + e of a row's bits stands for its score [4 t + 2 r + e], key 8 t + 2 c + e of the tile.
+template <DType kDType, int kHeadDim, Variant kVariant>
+class Warpgroup {
+ public:
+  static constexpr TilePolicy kPolicy = ForwardPolicy(kHeadDim);
+
+  __device__ Warpgroup(const Params& params, uint32_t shared, BlockState<kHeadDim>& state,
+                       int warpgroup)
+      : params_(params),
+        problem_(params.problem),
+        state_(state),
+        query_(shared),
+        keys_(shared + kQueryStages * kPolicy.query_bytes),
+        warpgroup_(warpgroup),
+        lane_(threadIdx.x % kWarpSize),
+        first_lane_row_(64 * warpgroup + 16 * (threadIdx.x % kWarpgroupThreads / kWarpSize) +
+                        threadIdx.x % kWarpSize / 4) {}
+
+  // Where there are registers for it, the first product of an item runs while the one before is
+  // written.
+  __device__ void Run() {
+    const Item* next = Fetch(0);
+    StartFirstScores(*next);
+    WaitProducts<0>(scores_);
+    for (uint32_t n = 1; next->is_end == 0; ++n) {
+      item_ = next;
+      Reset();
+      if (item_->has_tiles != 0) VisitTiles();
+      if constexpr (kHasOverlap) {
+        next = Fetch(n);
+        StartFirstScores(*next);
+        WaitProducts<1>(output_);
+        if (item_->has_tiles != 0) ReleaseLastValues();
+        Write();
+      } else {
+        Write();
+        next = Fetch(n);
+        StartFirstScores(*next);
+      }
+      WaitProducts<0>(scores_);
+    }
+  }
+
+ private:
+  static constexpr bool kIsCareful = kVariant == Variant::kCareful;
+  static constexpr int kStages = kPolicy.stages;
+  static constexpr bool kHasOverlap = kPolicy.has_overlap && !kIsCareful;
+  // Sums of a lane's exponentials beyond which a row gets a new reference; in f16 each exponential
+  // must stay below 65504.
+  static constexpr float kBound = kDType == DType::kF16 ? 32768.0f : 1.152921504606847e18f;
+  static constexpr int kScoreTiles = kBlockKeys / 8;
+  static constexpr int kOutputTiles = kHeadDim / 8;
+  static constexpr uint32_t kAllBits = ~uint32_t{0};
+
+  // ---- an item ----
+
+  // The n-th item, with its Q in registers.
+  __device__ __forceinline__ const Item* Fetch(uint32_t n) {
+    const int stage = n % kQueryStages;
+    Wait(Barrier(state_.query_full[stage]), n / kQueryStages & 1);
+    LoadQuery(query_ + stage * kPolicy.query_bytes);
+    Release(state_.query_empty[stage]);
+    return &state_.items[n % kItems];
+  }
+
+  // Where the item has no tile, the product is of whatever there is, and nobody reads it.
+  __device__ __forceinline__ void StartFirstScores(const Item& item) {
+    if (item.has_tiles != 0) WaitForKeys(steps_);
+    StartScores(UniformStage());
+  }
+
+  __device__ __forceinline__ void Reset() {
+#pragma unroll
+    for (int i = 0; i < kHeadDim / 2; ++i) output_[i] = 0.0f;
+    const Sequence& s = item_->sequence;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      reference_[r] = core::NegativeInfinity();
+      sum_[r] = 0.0f;
+    }
+    if constexpr (kVariant != Variant::kPlain) {
+      // The lanes of a quad share two rows.
+      if ((lane_ & 3) < 2) ViewOf(lane_ & 3) = FindView(Row(lane_ & 3));
+      __syncwarp();
+    }
+    classic_rows_ = 3;
+    is_strict_ = kIsCareful && item_->is_strict != 0;
+  }
+
+  __device__ __forceinline__ RowView& ViewOf(int r) const {
+    return state_.rows[first_lane_row_ + 8 * r];
+  }
+  __device__ __forceinline__ RowView FindView(int64_t row) const {
+    const Sequence& s = item_->sequence;
+    RowView view = {};
+    if (row < s.q_rows && core::RowExists(s, row)) {
+      const core::Interval keys = core::VisibleKeys(problem_.mask, s, item_->head, row);
+      view.begin = static_cast<int>(keys.begin);
+      view.end = static_cast<int>(keys.end);
+    }
+    const core::DenseBits& dense = problem_.mask.dense;
+    if (dense.words != nullptr) {
+      const int64_t i = core::Min<int64_t>(s.q_offset + row, dense.q_extent - 1);
+      view.words =
+          dense.words + core::DenseWordIndex(dense, s.batch, item_->head, i, s.kv_offset / 64);
+    }
+    return view;
+  }
+
+  __device__ __forceinline__ int64_t Row(int r) const {
+    return item_->first_row + first_lane_row_ + 8 * r;
+  }
+
+  // The scale's sign goes into Q.
+  __device__ __forceinline__ void LoadQuery(uint32_t query) {
+    const int row = first_lane_row_ - lane_ / 4 + (lane_ & 15);
+    const uint32_t flip = problem_.scale < 0.0f ? 0x80008000u : 0u;
+#pragma unroll
+    for (int step = 0; step < kHeadDim / 16; ++step) {
+      const int chunk = step % 4 * 2 + (lane_ >> 4);
+      LoadMatrices(query_fragments_[step], query + step / 4 * (kPolicy.block_rows * 128) +
+                                               row * 128 + ((chunk ^ (row & 7)) << 4));
+#pragma unroll
+      for (int e = 0; e < 4; ++e) query_fragments_[step][e] ^= flip;
+    }
+  }
+
+  // Ends with the last product with V under way (kHasOverlap), or done and released.
+  __device__ __forceinline__ void VisitTiles() {
+    Tile tile = KeyTileAtWork();
+    LoadBits(tile);
+    FirstSoftmax(tile);
+    if constexpr (kHasOverlap) {
+      if (!tile.IsLast()) WaitForKeys(steps_ + 1);
+      while (!tile.IsLast()) {
+        ++steps_;
+        tile = KeyTileAtWork();
+        const uint32_t stage = UniformStage();
+        Pin(output_);
+        StartScores(stage);
+        WaitForValues(steps_ - 1);
+        Pin(output_);
+        FenceProducts();
+        StartOutput((stage + kStages - 1) % kStages);
+        LoadBits(tile);
+        WaitProducts<1>(scores_);
+        Exponentials(tile);
+        // The loop of this wait keeps the next one behind the exponentials.
+        if (!tile.IsLast()) WaitForKeys(steps_ + 1);
+        WaitProducts<0>(output_);
+        ReleaseLastValues();
+        FinishSoftmax();
+      }
+      WaitForValues(steps_);
+      Pin(output_);
+      FenceProducts();
+      StartOutput(UniformStage());
+      ++steps_;
+    } else {
+      for (;;) {
+        WaitForValues(steps_);
+        if constexpr (kIsCareful) TakeOutNonFinite();
+        Pin(output_);
+        FenceProducts();
+        StartOutput(UniformStage());
+        WaitProducts<0>(output_);
+        if constexpr (kIsCareful) MarkNonFinite(tile);
+        ++steps_;
+        ReleaseLastValues();
+        if (tile.IsLast()) break;
+        WaitForKeys(steps_);
+        tile = KeyTileAtWork();
+        StartScores(UniformStage());
+        LoadBits(tile);
+        WaitProducts<0>(scores_);
+        Exponentials(tile);
+        FinishSoftmax();
+      }
+    }
+  }
+  __device__ __forceinline__ void ReleaseLastValues() {
+    Release(state_.value_empty[(steps_ - 1) % kStages]);
+  }
+
+  // ---- products ----
+
+  __device__ __forceinline__ void WaitForKeys(uint32_t step) {
+    Wait(Barrier(state_.key_full[step % kStages]), step / kStages & 1);
+  }
+  // Known to the compiler to be the same for all lanes, so that descriptors and loops are uniform.
+  __device__ __forceinline__ Tile KeyTileAtWork() const {
+    return {__shfl_sync(~0u, state_.tiles[steps_ % kStages].word, 0)};
+  }
+  __device__ __forceinline__ void WaitForValues(uint32_t step) {
+    Wait(Barrier(state_.value_full[step % kStages]), step / kStages & 1);
+  }
+
+  __device__ __forceinline__ uint32_t UniformStage() const {
+    return __shfl_sync(~0u, steps_, 0) % kStages;
+  }
+
+  __device__ __forceinline__ void StartScores(uint32_t stage) {
+    const uint32_t tile = KeyTile(keys_) + stage * (kPolicy.tile_bytes >> 4);
+    FenceProducts();
+    BeginScores<kDType>(scores_, query_fragments_[0], tile);
+#pragma unroll
+    for (int step = 1; step < kHeadDim / 16; ++step) {
+      AddScores<kDType>(scores_, query_fragments_[step],
+                        tile + step / 4 * (kBlockKeys * 128 >> 4) + step % 4 * 2);
+    }
+    CommitProducts();
+  }
+  __device__ __forceinline__ void StartOutput(uint32_t stage) {
+    const uint32_t tile = ValueTile(keys_ + kStages * kPolicy.tile_bytes, kBlockKeys) +
+                          stage * (kPolicy.tile_bytes >> 4);
+#pragma unroll
+    for (int k = 0; k < kBlockKeys / 16; ++k) {
+      AddValues<kDType>(output_, probabilities_[k], tile + k * (16 * 128 >> 4));
+    }
+    CommitProducts();
+  }
+
+  // ---- masks ----
+
+  // Bits of the tile at work, as far as they are dense; FinishBits makes the others. The loads are
+  // under way during the product.
+  __device__ __forceinline__ void LoadBits(const Tile& tile) {
+    if constexpr (kVariant == Variant::kPlain) return;
+    bits_[0] = bits_[1] = kAllBits;
+    if (!tile.HasDensePart()) return;
+    const core::DenseBits& dense = problem_.mask.dense;
+    // In units of the 16 bits that a lane reads of a word.
+    const int stride = static_cast<int>(dense.word_stride) * 4;
+    const int first = tile.Index() * (kBlockKeys / 64) * stride;
+    const bool has_second = item_->sequence.kv_offset + tile.FirstKey() + 64 < dense.kv_extent;
+    const int second = first + (has_second ? stride : 0);
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const auto* const words = reinterpret_cast<const uint16_t*>(ViewOf(r).words) + (lane_ & 3);
+      bits_[r] = __ldg(words + first) | uint32_t{__ldg(words + second)} << 16;
+    }
+  }
+  __device__ __forceinline__ void FinishBits(const Tile& tile) {
+    if (!tile.HasStructuredPart()) return;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const RowView& view = ViewOf(r);
+      bits_[r] &= BitsBefore(view.end, tile.FirstKey()) & ~BitsBefore(view.begin, tile.FirstKey());
+    }
+  }
+
+  // Bits of the keys that are before local key `end`.
+  __device__ __forceinline__ uint32_t BitsBefore(int end, int first_key) const {
+    const int columns = end - first_key - 2 * (lane_ & 3);
+    const int bits = (columns >> 3) * 2 + core::Min(columns & 7, 2);
+    // All where there are 32 or more, none where there are 0 or fewer.
+    return __funnelshift_rc(kAllBits, 0u, 32u - static_cast<uint32_t>(core::Clamp(bits, 0, 32)));
+  }
+  // ---- softmax ----
+
+  // Exponentials of a tile that is not the first, from the rows' references; what they add to the
+  // sums waits in parts_ until FinishSoftmax.
+  __device__ __forceinline__ void Exponentials(const Tile& tile) {
+    if (kVariant != Variant::kPlain && tile.IsPartial()) {
+      FinishBits(tile);
+      Exponentials<true>();
+    } else {
+      Exponentials<false>();
+    }
+    bool trips = false;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) trips = trips || Trips(r);
+    has_tripped_ = __any_sync(~0u, trips);
+    if (!has_tripped_) Release(state_.key_empty[steps_ % kStages]);
+  }
+  template <bool kIsPartial>
+  __device__ __forceinline__ void Exponentials() {
+    const float unit = params_.score_scale.log2_scale;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const float offset = core::SoftmaxReference(reference_[r]) * unit;
+      float even = 0.0f;
+      float odd = 0.0f;
+#pragma unroll
+      for (int t = 0; t < kScoreTiles; ++t) {
+        float(&pair)[2] = *reinterpret_cast<float(*)[2]>(&scores_[4 * t + 2 * r]);
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          if constexpr (kIsPartial) {
+            const float score =
+                (bits_[r] >> (2 * t + e) & 1) != 0 ? pair[e] : core::NegativeInfinity();
+            // Volatile, so that this stays apart from the code of full tiles.
+            asm volatile("ex2.approx.ftz.f32 %0, %1;"
+                         : "=f"(pair[e])
+                         : "f"(fmaf(score, unit, -offset)));
+          } else {
+            pair[e] = Exp2Approximate(fmaf(pair[e], unit, -offset));
+          }
+        }
+        even += pair[0];
+        odd += pair[1];
+      }
+      parts_[r] = even + odd;
+    }
+  }
+  // Whether this lane's part of row r needs a new reference. True also for NaN.
+  __device__ __forceinline__ bool Trips(int r) const {
+    return !(parts_[r] <= kBound) || ((classic_rows_ >> r & 1) != 0 && BitsAtWork(r) != 0);
+  }
+
+  __device__ __forceinline__ uint32_t BitsAtWork(int r) const {
+    return kVariant == Variant::kPlain ? kAllBits : bits_[r];
+  }
+
+  // Packs the probabilities, once those of the step before are no longer read.
+  __device__ __forceinline__ void FinishSoftmax() {
+    Pack();
+    if (!has_tripped_) {
+      sum_[0] += parts_[0];
+      sum_[1] += parts_[1];
+    } else {
+      DoAgain();
+      Release(state_.key_empty[steps_ % kStages]);
+    }
+  }
+
+  // The first tile gives every row that sees something its reference.
+  __device__ __forceinline__ void FirstSoftmax(const Tile& tile) {
+    if constexpr (kVariant == Variant::kPlain) {
+      const int end = static_cast<int>(core::LocalKeys(item_->sequence));
+      bits_[0] = bits_[1] = !tile.IsPartial() ? kAllBits : BitsBefore(end, tile.FirstKey());
+    } else {
+      FinishBits(tile);
+    }
+    if (tile.IsPartial()) {
+#pragma unroll
+      for (int i = 0; i < kBlockKeys / 2; ++i) {
+        const int bit = i / 4 * 2 + i % 2;
+        if ((bits_[i / 2 % 2] >> bit & 1) == 0) scores_[i] = core::NegativeInfinity();
+      }
+    }
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      float value = core::NegativeInfinity();
+#pragma unroll
+      for (int t = 0; t < kScoreTiles; ++t) {
+        value = MaxKeepNan(value, MaxKeepNan(scores_[4 * t + 2 * r], scores_[4 * t + 2 * r + 1]));
+      }
+      SetReference(r, OfQuad(value));
+    }
+    const Origin origins[2] = {OriginOf(0), OriginOf(1)};
+    if (__any_sync(~0u, origins[0].is_extreme || origins[1].is_extreme)) {
+#pragma unroll
+      for (int i = 0; i < kBlockKeys / 2; ++i) {
+        scores_[i] = Exponential(scores_[i], origins[i / 2 % 2]);
+      }
+    } else {
+#pragma unroll
+      for (int i = 0; i < kBlockKeys / 2; ++i) {
+        scores_[i] = Exp2Approximate(
+            fmaf(scores_[i], params_.score_scale.log2_scale, -origins[i / 2 % 2].offset));
+      }
+    }
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      float even = 0.0f;
+      float odd = 0.0f;
+#pragma unroll
+      for (int t = 0; t < kScoreTiles; ++t) {
+        even += scores_[4 * t + 2 * r];
+        odd += scores_[4 * t + 2 * r + 1];
+      }
+      sum_[r] = even + odd;
+    }
+    Pack();
+    Release(state_.key_empty[steps_ % kStages]);
+  }
+
+  // The tile at work for the rows that tripped, from the keys, which are still there: 16 keys at a
+  // time by products of one warp, once for the maximum and once for the probabilities.
+  __device__ __forceinline__ void DoAgain() {
+    bool is_again[2];
+    float value[2];
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const uint32_t quad = __ballot_sync(~0u, Trips(r)) >> (lane_ & ~3) & 0xfu;
+      is_again[r] = quad != 0 || is_strict_;
+      if (!is_again[r]) sum_[r] += parts_[r];
+      value[r] = core::NegativeInfinity();
+    }
+    for (int step = 0; step < kBlockKeys / 16; ++step) {
+      float scores[2][4];
+      MultiplyAgain(step, scores);
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        float& row = value[i / 2 % 2];
+        row = MaxKeepNan(row, scores[i / 4][i % 4]);
+      }
+    }
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      value[r] = OfQuad(value[r]);
+      if (!is_again[r]) continue;
+      const float factor = SetReference(r, value[r]);
+      sum_[r] *= factor;
+#pragma unroll
+      for (int t = 0; t < kOutputTiles; ++t) {
+        output_[4 * t + 2 * r] *= factor;
+        output_[4 * t + 2 * r + 1] *= factor;
+      }
+    }
+    const Origin origins[2] = {OriginOf(0), OriginOf(1)};
+#pragma unroll
+    for (int step = 0; step < kBlockKeys / 16; ++step) {
+      float scores[2][4];
+      MultiplyAgain(step, scores);
+#pragma unroll
+      for (int t = 0; t < 2; ++t) {
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+          const float low = Exponential(scores[t][2 * r], origins[r]);
+          const float high = Exponential(scores[t][2 * r + 1], origins[r]);
+          if (!is_again[r]) continue;
+          sum_[r] += low + high;
+          probabilities_[step][2 * t + r] = PackPair<kDType>(low, high);
+        }
+      }
+    }
+  }
+
+  // Scores of 16 keys of the tile at work; those of hidden pairs are -inf. The sums of a row depend
+  // on that row alone.
+  __device__ __forceinline__ void MultiplyAgain(int step, float (&scores)[2][4]) const {
+    const uint32_t tile = keys_ + steps_ % kStages * kPolicy.tile_bytes;
+    const int key = 16 * step + (lane_ & 7) + (lane_ >> 4) * 8;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) scores[i / 4][i % 4] = 0.0f;
+#pragma unroll
+    for (int k = 0; k < kHeadDim / 16; ++k) {
+      const int chunk = k % 4 * 2 + (lane_ >> 3 & 1);
+      uint32_t b[4];
+      LoadMatrices(b, tile + k / 4 * (kBlockKeys * 128) + key * 128 + ((chunk ^ (key & 7)) << 4));
+      MultiplyAccumulate<kDType>(scores[0], query_fragments_[k], b[0], b[1]);
+      MultiplyAccumulate<kDType>(scores[1], query_fragments_[k], b[2], b[3]);
+    }
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      const int bit = 4 * step + i / 4 * 2 + i % 2;
+      if ((BitsAtWork(i / 2 % 2) >> bit & 1) == 0) scores[i / 4][i % 4] = core::NegativeInfinity();
+    }
+  }
+
+  // What the exponentials of a row are measured from.
+  struct Origin {
+    float offset;     // in units of base 2
+    float natural;    // in units of scores
+    bool is_extreme;  // finite, but not in units of base 2
+  };
+  __device__ __forceinline__ Origin OriginOf(int r) const {
+    const ScoreScale& scale = params_.score_scale;
+    return {core::SoftmaxReference(reference_[r]) * scale.log2_scale,
+            core::SoftmaxReference(reference_[r]) * scale.scale, IsExtreme(reference_[r])};
+  }
+  __device__ __forceinline__ bool IsExtreme(float reference) const {
+    return core::IsFinite(reference) && !core::IsFinite(reference * params_.score_scale.log2_scale);
+  }
+  __device__ __forceinline__ float Exponential(float score, const Origin& origin) const {
+    const ScoreScale& scale = params_.score_scale;
+    const float usual = fmaf(score, scale.log2_scale, -origin.offset);
+    const float careful = (score * scale.scale - origin.natural) * core::kLog2e;
+    return Exp2Approximate(origin.is_extreme ? careful : usual);
+  }
+
+  // Raises the reference of row r to `value`, the maximum of a tile; the factor of what was summed.
+  __device__ __forceinline__ float SetReference(int r, float value) {
+    const float scale = params_.score_scale.scale;
+    const float raised = MaxKeepNan(reference_[r], value);
+    const float factor = core::SoftmaxRescale(reference_[r] * scale, raised * scale);
+    reference_[r] = raised;
+    const bool stays_classic =
+        raised == core::NegativeInfinity() || IsExtreme(raised) || is_strict_;
+    classic_rows_ = (classic_rows_ & ~(1u << r)) | (stays_classic ? 1u << r : 0u);
+    return factor;
+  }
+  static __device__ __forceinline__ float OfQuad(float value) {
+    value = MaxKeepNan(value, __shfl_xor_sync(~0u, value, 1));
+    return MaxKeepNan(value, __shfl_xor_sync(~0u, value, 2));
+  }
+
+  // Probabilities as fragments of the product with V.
+  __device__ __forceinline__ void Pack() {
+#pragma unroll
+    for (int t = 0; t < kScoreTiles; ++t) {
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        probabilities_[t / 2][t % 2 * 2 + r] =
+            PackPair<kDType>(scores_[4 * t + 2 * r], scores_[4 * t + 2 * r + 1]);
+      }
+    }
+  }
+
+  // ---- non-finite values (kCareful) ----
+
+  // Of the V tile at work, by all warpgroups together.
+  __device__ __forceinline__ void TakeOutNonFinite() {
+    constexpr int kThreads = kPolicy.warpgroups * kWarpgroupThreads;
+    const int thread = warpgroup_ * kWarpgroupThreads + threadIdx.x % kWarpgroupThreads;
+    SyncThreads(1, kThreads);
+    if (thread < kBlockKeys / 32) state_.non_finite_keys[thread] = 0;
+    SyncThreads(1, kThreads);
+    const uint32_t tile = keys_ + (kStages + steps_ % kStages) * kPolicy.tile_bytes;
+    for (int chunk = thread; chunk < kPolicy.tile_bytes / 16; chunk += kThreads) {
+      uint4 x;
+      const uint32_t address = tile + chunk * 16;
+      asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+                   : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
+                   : "r"(address)
+                   : "memory");
+      uint32_t met = 0;
+      const auto clean = [&](uint32_t pair) {
+        const uint32_t bad = NonFiniteHalves<kDType>(pair);
+        met |= bad;
+        return pair & ~((bad >> 15) * 0xffffu);  // 0x8000 becomes 0xffff
+      };
+      x = make_uint4(clean(x.x), clean(x.y), clean(x.z), clean(x.w));
+      if (met == 0) continue;
+      asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(x.x), "r"(x.y),
+                   "r"(x.z), "r"(x.w)
+                   : "memory");
+      const int key = chunk / 8 % kBlockKeys;
+      atomicOr(&state_.non_finite_keys[key / 32], 1u << (key % 32));
+    }
+    PublishSharedWrites();
+    SyncThreads(1, kThreads);
+  }
+
+  // NaN where a row sees a non-finite value.
+  __device__ __forceinline__ void MarkNonFinite(const Tile& tile) {
+    const Sequence& s = item_->sequence;
+    for (int word = 0; word < kBlockKeys / 32; ++word) {
+      for (uint32_t left = state_.non_finite_keys[word]; left != 0; left &= left - 1) {
+        const int key = 32 * word + __ffs(static_cast<int>(left)) - 1;
+        const int owner = (lane_ & ~3) | (key % 8 / 2);
+        const int bit = key / 8 * 2 + key % 2;
+        const bool sees[2] = {(__shfl_sync(~0u, bits_[0], owner) >> bit & 1) != 0,
+                              (__shfl_sync(~0u, bits_[1], owner) >> bit & 1) != 0};
+        const int64_t row = int64_t{tile.FirstKey()} + key;
+        if (row >= core::LocalKeys(s)) continue;
+        const int64_t offset = core::KeyOffset(problem_.v, s, item_->head / problem_.group, row);
+#pragma unroll
+        for (int t = 0; t < kOutputTiles; ++t) {
+#pragma unroll
+          for (int e = 0; e < 2; ++e) {
+            const int column = 8 * t + 2 * (lane_ & 3) + e;
+            if (column >= problem_.v_dim) continue;
+            const float value =
+                LoadElement(problem_.v.data, kDType, offset + column * problem_.v.column_stride);
+            if (core::IsFinite(value)) continue;
+#pragma unroll
+            for (int r = 0; r < 2; ++r) {
+              if (sees[r]) output_[4 * t + 2 * r + e] = core::BitsToFloat(0x7fc00000u);
+            }
+          }
+        }
+      }
+    }
+  }
+
+  // ---- results ----
+
+  __device__ __forceinline__ void Write() {
+    const Sequence& s = item_->sequence;
+    const core::Array4& out = problem_.out;
+    const int64_t offset = core::QueryOffset(out, s, item_->head, Row(0));
+    const bool is_vector =
+        out.dtype != DType::kF32 && out.column_stride == 1 && problem_.v_dim % 8 == 0 &&
+        out.row_stride % 8 == 0 &&
+        reinterpret_cast<uintptr_t>(static_cast<uint16_t*>(out.data) + offset) % 16 == 0;
+    bool has_non_finite = false;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      float sum = sum_[r];
+      sum += __shfl_xor_sync(~0u, sum, 1);
+      sum += __shfl_xor_sync(~0u, sum, 2);
+      const int64_t row = Row(r);
+      const bool is_there = row >= item_->first_written_row && row < s.q_rows;
+      RowEnd end = {};
+      if (is_there) {
+        end = FinishRow(problem_, s, item_->head, row, reference_[r] * params_.score_scale.scale,
+                        sum);
+      }
+      // Rounded for the output, unless that is f32.
+      uint32_t words[kOutputTiles];
+      bool is_finite = core::IsFinite(sum);
+#pragma unroll
+      for (int t = 0; t < kOutputTiles; ++t) {
+        words[t] = PackPair<kDType>(output_[4 * t + 2 * r] * end.factor,
+                                    output_[4 * t + 2 * r + 1] * end.factor);
+      }
+      is_finite = is_finite && AreFinite(words);
+      is_finite = (__ballot_sync(~0u, !is_finite) >> (lane_ & ~3) & 0xfu) == 0;
+      has_non_finite = has_non_finite || (is_there && !is_finite);
+      bool is_written = is_there;
+      if constexpr (kIsCareful) {
+        // Finite rows by the first attempt, the others by the strict one.
+        const uint32_t bit = 1u << r;
+        if (!is_strict_) finite_rows_ = (finite_rows_ & ~bit) | (is_finite ? bit : 0);
+        is_written = is_there && is_strict_ == ((finite_rows_ & bit) == 0);
+      }
+      if (is_written && (lane_ & 3) == 0) StoreLse(problem_, s, item_->head, row, end.lse);
+      if (is_vector) {
+        uint16_t* const to = static_cast<uint16_t*>(out.data) + offset + 8 * r * out.row_stride;
+#pragma unroll
+        for (int first = 0; first < kOutputTiles; first += 4) {
+          TransposeInQuad(words[first], words[first + 1], words[first + 2], words[first + 3]);
+          const int column = 8 * (first + (lane_ & 3));
+          if (is_written && column < problem_.v_dim) {
+            *reinterpret_cast<uint4*>(to + column) =
+                end.is_empty ? make_uint4(0, 0, 0, 0)
+                             : make_uint4(words[first], words[first + 1], words[first + 2],
+                                          words[first + 3]);
+          }
+        }
+      } else if (is_written) {
+#pragma unroll
+        for (int t = 0; t < kOutputTiles; ++t) {
+#pragma unroll
+          for (int e = 0; e < 2; ++e) {
+            const int column = 8 * t + 2 * (lane_ & 3) + e;
+            const float value = end.is_empty ? 0.0f : output_[4 * t + 2 * r + e] * end.factor;
+            if (column < problem_.v_dim) {
+              StoreOutput(problem_, s, item_->head, row, column, value);
+            }
+          }
+        }
+      }
+    }
+    if constexpr (!kIsCareful) {
+      has_non_finite = __any_sync(~0u, has_non_finite);
+      if (lane_ == 0) {
+        item_->flags->warps[4 * warpgroup_ + threadIdx.x % kWarpgroupThreads / kWarpSize] =
+            has_non_finite;
+      }
+    }
+  }
+
+  static __device__ __forceinline__ bool AreFinite(const uint32_t (&words)[kOutputTiles]) {
+    // Products by 0 are 0 or NaN.
+    uint32_t zeros = 0;
+#pragma unroll
+    for (int t = 0; t < kOutputTiles; ++t) zeros = MultiplyAddPair<kDType>(words[t], 0, zeros);
+    return (zeros & 0x7fff7fffu) == 0;
+  }
+
+  // Lane c of a quad gets word c of each lane.
+  __device__ __forceinline__ void TransposeInQuad(uint32_t& word0, uint32_t& word1, uint32_t& word2,
+                                                  uint32_t& word3) const {
+    const bool is_odd = (lane_ & 1) != 0;
+    const bool is_high = (lane_ & 2) != 0;
+    Exchange(is_odd, 1, word0, word1);
+    Exchange(is_odd, 1, word2, word3);
+    Exchange(is_high, 2, word0, word2);
+    Exchange(is_high, 2, word1, word3);
+  }
+  // The lane without the bit keeps `low` and gives `high` for the other's `low`.
+  static __device__ __forceinline__ void Exchange(bool has_bit, int bit, uint32_t& low,
+                                                  uint32_t& high) {
+    const uint32_t got = __shfl_xor_sync(~0u, has_bit ? low : high, bit);
+    low = has_bit ? got : low;
+    high = has_bit ? high : got;
+  }
+
+  // This warp has read what the barrier guards.
+  __device__ __forceinline__ void Release(const uint64_t& barrier) {
+    __syncwarp();
+    if (lane_ == 0) Arrive(Barrier(barrier));
+  }
+  const Params& params_;
+  const Problem& problem_;
+  BlockState<kHeadDim>& state_;
+  const uint32_t query_;  // shared addresses
+  const uint32_t keys_;   // of the stages of K; those of V follow
+  const int warpgroup_;
+  const int lane_;
+  const int first_lane_row_;  // in the row block
+  const Item* item_;
+  uint32_t steps_ = 0;  // tiles that this warpgroup has done with
+
+  uint32_t query_fragments_[kHeadDim / 16][4];
+  float scores_[kBlockKeys / 2];
+  uint32_t probabilities_[kBlockKeys / 16][4];
+  float output_[kHeadDim / 2];
+  float reference_[2];     // of products; -inf: nothing visible yet
+  float sum_[2];           // of this lane's columns
+  float parts_[2];         // of the tile at work
+  uint32_t bits_[2];       // of the tile at work; not kept up where every tile is full (kPlain)
+  uint32_t classic_rows_;  // bits r: no reference yet, or one that exp2 cannot take
+  uint32_t finite_rows_ = 0;
+  bool has_tripped_;
+  bool is_strict_;
+};
+
+template <DType kDType, int kHeadDim, Variant kVariant>
+__global__ void __launch_bounds__(ForwardPolicy(kHeadDim).threads, 1)
+    ForwardKernel(const __grid_constant__ Params params) {
+  using Rows = Warpgroup<kDType, kHeadDim, kVariant>;
+  constexpr TilePolicy kPolicy = Rows::kPolicy;
+  extern __shared__ __align__(1024) char shared[];
+  const uint32_t address = SharedAddress(shared);
+  using State = BlockState<kHeadDim>;
+  State& state = *reinterpret_cast<State*>(shared + State::kOffset);
+  if (threadIdx.x == 0) {
+    constexpr int kReaders = 4 * kPolicy.warpgroups;
+    for (int stage = 0; stage < kQueryStages; ++stage) {
+      InitBarrier(SharedAddress(&state.query_full[stage]), 1);
+      InitBarrier(SharedAddress(&state.query_empty[stage]), kReaders);
+    }
+    for (int item = 0; item < kItems; ++item) {
+      InitBarrier(SharedAddress(&state.item_full[item]), 1);
+    }
+    for (int stage = 0; stage < kPolicy.stages; ++stage) {
+      InitBarrier(SharedAddress(&state.key_full[stage]), 1);
+      InitBarrier(SharedAddress(&state.key_empty[stage]), kReaders);
+      InitBarrier(SharedAddress(&state.value_full[stage]), 1);
+      InitBarrier(SharedAddress(&state.value_empty[stage]), kReaders);
+    }
+    PublishBarriers();
+  }
+  __syncthreads();
+  if (kVariant == Variant::kCareful) {
+    WaitForEarlierLaunch();
+  } else {
+    AllowDependentLaunch();
+  }
+  const int warpgroup = __shfl_sync(~0u, static_cast<int>(threadIdx.x) / kWarpgroupThreads, 0);
+  if (warpgroup == 0) {
+    GiveRegisters<kPolicy.producer_registers>();
+    if (threadIdx.x < kWarpSize) {
+      ItemWarp<kHeadDim, kVariant>(params, address, state).Run();
+    } else if (threadIdx.x < 2 * kWarpSize) {
+      TileWarp<kHeadDim, kVariant>(params, address, state).Run();
+    }
+  } else {
+    TakeRegisters<kPolicy.registers>();
+    Rows(params, address, state, warpgroup - 1).Run();
+  }
+}
+
+}  // namespace tandem::cuda::hopper
+
+#endif  // TANDEM_BACKEND_CUDA_HOPPER_FORWARD_KERNEL_CUH_

@@ -1,0 +1,350 @@
+// The two warps that have everything loaded: one goes ahead over the row blocks of this block of
+// threads and loads Q, the other finds out which tiles they see and loads those.
+#ifndef TANDEM_BACKEND_CUDA_HOPPER_FORWARD_PRODUCER_CUH_
+#define TANDEM_BACKEND_CUDA_HOPPER_FORWARD_PRODUCER_CUH_
+
+#include "backend_cuda/hopper/instructions.cuh"
+#include "backend_cuda/hopper/params.h"
+#include "backend_cuda/tensor_core.cuh"
+#include "core/mask_tiles.h"
+
+namespace tandem::cuda::hopper {
+
+using core::Problem;
+using core::Sequence;
+
+// A row block of a head.
+struct Item {
+  Sequence sequence;
+  int64_t head;
+  int64_t first_row;
+  int64_t first_written_row;  // those before it are not this kernel's
+  int32_t rows;               // that exist
+  int32_t begin;              // the key tiles that they may see
+  int32_t end;
+  int32_t full_begin;  // those that lengths and bands hide nothing of
+  int32_t full_end;
+  int32_t has_tiles;
+  int32_t is_end;  // there is no item, nor another one
+  int32_t is_strict;
+  CarefulFlags* flags;
+};
+
+// A tile of keys that waits in a stage.
+struct Tile {
+  uint32_t word;
+
+  static constexpr uint32_t kLast = 1;            // of the row block
+  static constexpr uint32_t kStructuredPart = 2;  // lengths and bands hide pairs
+  static constexpr uint32_t kDensePart = 4;
+  static constexpr int kPropertyBits = 3;
+
+  __device__ __forceinline__ int Index() const { return static_cast<int>(word >> kPropertyBits); }
+  __device__ __forceinline__ int FirstKey() const { return Index() * kBlockKeys; }
+  __device__ __forceinline__ bool IsLast() const { return (word & kLast) != 0; }
+  __device__ __forceinline__ bool HasStructuredPart() const {
+    return (word & kStructuredPart) != 0;
+  }
+  __device__ __forceinline__ bool HasDensePart() const { return (word & kDensePart) != 0; }
+  __device__ __forceinline__ bool IsPartial() const {
+    return (word & (kStructuredPart | kDensePart)) != 0;
+  }
+};
+
+// What a query row of the item at work may see, for partial tiles.
+struct alignas(16) RowView {
+  int32_t begin;  // local keys, but for a dense term
+  int32_t end;
+  const uint64_t* words;  // dense bits of key 0 on
+};
+
+inline constexpr int kQueryStages = 2;
+// Announced or at work: a warpgroup may be writing an item when another has the Q of the next, and
+// the Q of two more are on their way.
+inline constexpr int kItems = 4;
+
+// Begins at a multiple of 1024 bytes, after the tiles.
+template <int kHeadDim>
+struct BlockState {
+  static constexpr TilePolicy kPolicy = ForwardPolicy(kHeadDim);
+
+  // Each has two phases a turn of its buffer: full, by the copies; empty, by every warp that read
+  // it.
+  uint64_t query_full[kQueryStages];
+  uint64_t query_empty[kQueryStages];
+  uint64_t item_full[kItems];
+  uint64_t key_full[kPolicy.stages];
+  uint64_t key_empty[kPolicy.stages];
+  uint64_t value_full[kPolicy.stages];
+  uint64_t value_empty[kPolicy.stages];
+  Item items[kItems];
+  Tile tiles[kPolicy.stages];
+  uint32_t non_finite_keys[kBlockKeys / 32];  // of the V tile at work (kCareful)
+  RowView rows[kPolicy.block_rows];
+
+  static constexpr int kOffset =
+      kQueryStages * kPolicy.query_bytes + 2 * kPolicy.stages * kPolicy.tile_bytes;
+};
+
+template <int kHeadDim>
+inline constexpr int kSharedBytes = BlockState<kHeadDim>::kOffset +
+                                    static_cast<int>(sizeof(BlockState<kHeadDim>));
+
+static __device__ __forceinline__ uint32_t Barrier(const uint64_t& barrier) {
+  return SharedAddress(&barrier);
+}
+
+// The index of a tensor's batch dimension.
+static __device__ __forceinline__ int BatchIndex(const Problem& problem, const Sequence& s) {
+  return core::IsPacked(problem) ? 0 : static_cast<int>(s.batch);
+}
+
+// The canonical tiles are 64 x 64 of global rows and keys; what lies beyond the sequence is not
+// asked for.
+static __device__ __forceinline__ core::TileClass DenseClass(const Problem& problem,
+                                                             const Item& item, int tile) {
+  const Sequence& s = item.sequence;
+  const int64_t row = s.q_offset + item.first_row;
+  const int64_t key = s.kv_offset + int64_t{tile} * kBlockKeys;
+  const int64_t keys_end = s.kv_offset + core::LocalKeys(s);
+  return core::ClassifyDense(problem.mask.dense, s, item.head, row, row + item.rows, key,
+                             core::Min<int64_t>(key + kBlockKeys, keys_end));
+}
+
+template <int kHeadDim, Variant kVariant>
+class ItemWarp {
+ public:
+  static constexpr TilePolicy kPolicy = ForwardPolicy(kHeadDim);
+
+  __device__ ItemWarp(const Params& params, uint32_t shared, BlockState<kHeadDim>& state)
+      : params_(params),
+        problem_(params.problem),
+        shared_(shared),
+        state_(state),
+        lane_(threadIdx.x % kWarpSize) {}
+
+  // Units in order, so that neighbours read the same keys at about the same time.
+  __device__ void Run() {
+    const int64_t blocks = gridDim.x;
+    const uint32_t units_of_head = static_cast<uint32_t>(params_.units_of_head);
+    const uint32_t last = static_cast<uint32_t>(params_.row_blocks) - 1;
+    for (int64_t unit = blockIdx.x; unit < params_.units; unit += blocks) {
+      const uint32_t head = static_cast<uint32_t>(unit) / units_of_head;
+      const uint32_t n = static_cast<uint32_t>(unit) % units_of_head;
+      Serve(head, last - n);
+      if (units_of_head <= last && n != last - n) Serve(head, n);
+    }
+    Item end = {};
+    end.is_end = 1;
+    Announce(end);
+  }
+
+ private:
+  __device__ __forceinline__ void Serve(uint32_t head, uint32_t row_block) {
+    CarefulFlags* const flags = params_.flags + int64_t{head} * params_.row_blocks + row_block;
+    if constexpr (kVariant == Variant::kCareful) {
+      const uint4 words = *reinterpret_cast<const uint4*>(flags);
+      constexpr bool kHasThird = kPolicy.warpgroups == 3;
+      if ((words.x | words.y | (kHasThird ? words.z : 0)) == 0) return;
+    }
+    const uint32_t q_heads = static_cast<uint32_t>(problem_.q_heads);
+    Item item = {};
+    int32_t status = 0;
+    item.sequence = core::ResolveSequence(problem_, head / q_heads, &status);
+    item.head = head % q_heads;
+    item.first_row = int64_t{row_block} * kPolicy.block_rows;
+    item.first_written_row = item.first_row;
+    item.flags = flags;
+    if (status != 0 && lane_ == 0 && row_block == 0 && item.head == 0 &&
+        problem_.device_status != nullptr) {
+      atomicOr(problem_.device_status, status);
+    }
+    if (item.first_row >= item.sequence.q_rows) return;
+    const bool is_short = IsShort(problem_, item.sequence);
+    if (is_short) {
+      item.first_written_row = core::Max<int64_t>(item.first_row, MaxShortRows(problem_.group));
+    } else {
+      FindKeys(item);
+    }
+    const int attempts = kVariant == Variant::kCareful ? 2 : 1;
+    for (int attempt = 0; attempt < attempts; ++attempt) {
+      item.is_strict = attempt;
+      Announce(item);
+    }
+  }
+
+  __device__ __forceinline__ void FindKeys(Item& item) const {
+    const Sequence& s = item.sequence;
+    const int64_t rows_end =
+        core::Min<int64_t>(item.first_row + kPolicy.block_rows, ExistingRows(s));
+    if (rows_end <= item.first_row) return;
+    const core::Interval first = core::VisibleKeys(problem_.mask, s, item.head, item.first_row);
+    const core::Interval last = core::VisibleKeys(problem_.mask, s, item.head, rows_end - 1);
+    item.rows = static_cast<int>(rows_end - item.first_row);
+    item.begin = static_cast<int>(first.begin / kBlockKeys);
+    item.end = static_cast<int>(core::CeilDiv<int64_t>(last.end, kBlockKeys));
+    item.full_begin = static_cast<int>(core::CeilDiv<int64_t>(last.begin, kBlockKeys));
+    item.full_end = static_cast<int>(first.end / kBlockKeys);
+    item.has_tiles = item.end > item.begin;
+    if (kVariant == Variant::kPlain || problem_.mask.dense.words == nullptr) return;
+    // A dense term may hide all of them.
+    bool has_any = false;
+    for (int start = item.begin; start < item.end && !has_any; start += kWarpSize) {
+      const int tile = start + lane_;
+      has_any = __any_sync(
+          ~0u, tile < item.end && DenseClass(problem_, item, tile) != core::TileClass::kEmpty);
+    }
+    item.has_tiles = has_any;
+  }
+
+  __device__ __forceinline__ void Announce(const Item& item) {
+    if (lane_ == 0) {
+      const int stage = items_ % kQueryStages;
+      const uint32_t full = Barrier(state_.query_full[stage]);
+      // Every warp has read the Q of the item two before, so it has written the one four before.
+      Wait(Barrier(state_.query_empty[stage]), (items_ / kQueryStages & 1) ^ 1);
+      state_.items[items_ % kItems] = item;
+      Arrive(Barrier(state_.item_full[items_ % kItems]));
+      if (item.has_tiles != 0) {
+        ArriveExpecting(full, kPolicy.query_bytes);
+        const Sequence& s = item.sequence;
+#pragma unroll
+        for (int part = 0; part < kHeadDim / 64; ++part) {
+          CopyBox(shared_ + stage * kPolicy.query_bytes + part * kPolicy.block_rows * 128,
+                  &params_.query, full, 64 * part, static_cast<int>(s.q_start + item.first_row),
+                  static_cast<int>(item.head), BatchIndex(problem_, s));
+        }
+      } else {
+        Arrive(full);
+      }
+    }
+    ++items_;
+    __syncwarp();
+  }
+
+  const Params& params_;
+  const Problem& problem_;
+  const uint32_t shared_;
+  BlockState<kHeadDim>& state_;
+  const int lane_;
+  uint32_t items_ = 0;  // announced
+};
+
+template <int kHeadDim, Variant kVariant>
+class TileWarp {
+ public:
+  static constexpr TilePolicy kPolicy = ForwardPolicy(kHeadDim);
+
+  __device__ TileWarp(const Params& params, uint32_t shared, BlockState<kHeadDim>& state)
+      : params_(params),
+        problem_(params.problem),
+        shared_(shared),
+        state_(state),
+        lane_(threadIdx.x % kWarpSize) {}
+
+  __device__ void Run() {
+    for (uint32_t n = 0;; ++n) {
+      Wait(Barrier(state_.item_full[n % kItems]), n / kItems & 1);
+      item_ = &state_.items[n % kItems];
+      if (item_->is_end != 0) return;
+      if (item_->has_tiles == 0) continue;
+      kv_head_ = static_cast<int>(item_->head / problem_.group);
+      kv_start_ = static_cast<int>(item_->sequence.kv_start);
+      batch_ = BatchIndex(problem_, item_->sequence);
+      ListTiles(item_->begin, item_->end);
+    }
+  }
+
+ private:
+  // From the last tile to the first: with causal masks the tile in which every row sees something
+  // comes first.
+  __device__ __forceinline__ void ListTiles(int begin, int end) {
+    if (kVariant == Variant::kPlain || problem_.mask.dense.words == nullptr) {
+      if (lane_ == 0) {
+        for (int tile = end - 1; tile >= begin; --tile) {
+          Add(tile, IsFull(tile) ? 0 : Tile::kStructuredPart);
+        }
+      }
+    } else {
+      for (int first = end - 1; first >= begin; first -= kWarpSize) {
+        const int mine = first - lane_;
+        core::TileClass by_dense = core::TileClass::kEmpty;
+        if (mine >= begin) by_dense = DenseClass(problem_, *item_, mine);
+        uint32_t left = __ballot_sync(~0u, by_dense != core::TileClass::kEmpty);
+        const uint32_t partial = __ballot_sync(~0u, by_dense == core::TileClass::kPartial);
+        if (lane_ == 0) {
+          for (; left != 0; left &= left - 1) {
+            const int n = __ffs(static_cast<int>(left)) - 1;
+            Add(first - n, (IsFull(first - n) ? 0 : Tile::kStructuredPart) |
+                               ((partial >> n & 1) != 0 ? Tile::kDensePart : 0));
+          }
+        }
+      }
+    }
+    if (lane_ == 0) Finish();
+    __syncwarp();
+  }
+
+  // Whether lengths and bands hide nothing of a tile.
+  __device__ __forceinline__ bool IsFull(int tile) const {
+    return tile >= item_->full_begin && tile < item_->full_end;
+  }
+
+  // Tiles by lane 0. Whether one is the last is known when the next comes: K of a tile is loaded
+  // then, and V after the K of the next.
+  __device__ __forceinline__ void Add(int index, uint32_t properties) {
+    if (has_pending_) LoadPending(0);
+    has_pending_ = true;
+    pending_ = {static_cast<uint32_t>(index) << Tile::kPropertyBits | properties};
+  }
+  __device__ __forceinline__ void Finish() {
+    LoadPending(Tile::kLast);
+    LoadValues(last_);
+    has_pending_ = false;
+    last_ = kNone;
+  }
+  __device__ __forceinline__ void LoadPending(uint32_t is_last) {
+    const int stage = keys_ % kPolicy.stages;
+    Wait(Barrier(state_.key_empty[stage]), (keys_ / kPolicy.stages & 1) ^ 1);
+    state_.tiles[stage] = {pending_.word | is_last};
+    Load(&params_.keys, Barrier(state_.key_full[stage]), stage, pending_.Index());
+    ++keys_;
+    if (last_ != kNone) LoadValues(last_);
+    last_ = pending_.Index();
+  }
+  __device__ __forceinline__ void LoadValues(int index) {
+    const int stage = values_ % kPolicy.stages;
+    Wait(Barrier(state_.value_empty[stage]), (values_ / kPolicy.stages & 1) ^ 1);
+    Load(&params_.values, Barrier(state_.value_full[stage]), kPolicy.stages + stage, index);
+    ++values_;
+  }
+  __device__ __forceinline__ void Load(const CUtensorMap* map, uint32_t barrier, int slot,
+                                       int index) {
+    ArriveExpecting(barrier, kPolicy.tile_bytes);
+#pragma unroll
+    for (int part = 0; part < kHeadDim / 64; ++part) {
+      CopyBox(shared_ + kQueryStages * kPolicy.query_bytes + slot * kPolicy.tile_bytes +
+                  part * kBlockKeys * 128,
+              map, barrier, 64 * part, kv_start_ + index * kBlockKeys, kv_head_, batch_);
+    }
+  }
+
+  static constexpr int kNone = -1;
+
+  const Params& params_;
+  const Problem& problem_;
+  const uint32_t shared_;
+  BlockState<kHeadDim>& state_;
+  const int lane_;
+  const Item* item_;
+  uint32_t keys_ = 0;  // tiles loaded
+  uint32_t values_ = 0;
+  bool has_pending_ = false;
+  Tile pending_;
+  int last_ = kNone;  // the tile whose V comes next
+  int kv_head_, kv_start_, batch_;
+};
+
+}  // namespace tandem::cuda::hopper
+
+#endif  // TANDEM_BACKEND_CUDA_HOPPER_FORWARD_PRODUCER_CUH_

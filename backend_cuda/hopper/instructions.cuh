@@ -1,0 +1,221 @@
+// Named wrappers of the sm_90a instructions that CUDA C++ does not spell: barriers in shared
+// memory, copies by the tensor memory accelerator (TMA) and matrix products of a warpgroup (wgmma).
+// Shared addresses are 32 bits wide, as the instructions take them.
+//
+// Operands of wgmma m64nNk16. Accumulators and A, of warp w of the warpgroup and lane = 4 * g + c,
+// are those of tensor_core.cuh for rows 16 w + g and 16 w + g + 8: element 4 t + 2 r + e of an
+// accumulator is row 16 w + 8 r + g, column 8 t + 2 c + e. B lies in shared memory in tiles of 64
+// columns of 16 bits, 128 bytes a row, whose 16-byte chunks are permuted by the low bits of the row
+// (TMA's 128-byte swizzle); such a tile begins at a multiple of 1024 bytes.
+#ifndef TANDEM_BACKEND_CUDA_HOPPER_INSTRUCTIONS_CUH_
+#define TANDEM_BACKEND_CUDA_HOPPER_INSTRUCTIONS_CUH_
+
+#include <cuda.h>
+
+#include "core/element.h"
+
+namespace tandem::cuda::hopper {
+
+using core::DType;
+
+// ---- barriers ----
+
+__device__ __forceinline__ void InitBarrier(uint32_t barrier, int arrivals) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
+}
+// Makes the barriers of this thread's InitBarrier known to the TMA.
+__device__ __forceinline__ void PublishBarriers() {
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+__device__ __forceinline__ void Arrive(uint32_t barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+// Arrives, and lets the phase wait for `bytes` of copies as well.
+__device__ __forceinline__ void ArriveExpecting(uint32_t barrier, int bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
+               : "memory");
+}
+// Waits until the phase of this parity has ended.
+__device__ __forceinline__ void Wait(uint32_t barrier, uint32_t parity) {
+  asm volatile(
+      "{\n"
+      ".reg .pred done;\n"
+      "again:\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+      "@!done bra again;\n"
+      "}\n" ::"r"(barrier),
+      "r"(parity)
+      : "memory");
+}
+// A barrier of `threads` threads of the block; 0 is __syncthreads.
+__device__ __forceinline__ void SyncThreads(int barrier, int threads) {
+  asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
+}
+
+// ---- registers ----
+
+template <int kRegisters>
+__device__ __forceinline__ void TakeRegisters() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
+}
+template <int kRegisters>
+__device__ __forceinline__ void GiveRegisters() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
+}
+
+// ---- copies ----
+
+// Starts the copy of the box of a tensor [batch, head, row, column] that begins there; what lies
+// outside the tensor becomes zeros.
+__device__ __forceinline__ void CopyBox(uint32_t target, const CUtensorMap* map, uint32_t barrier,
+                                        int column, int row, int head, int batch) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], "
+      "[%1, {%3, %4, %5, %6}], [%2];" ::"r"(target),
+      "l"(map), "r"(barrier), "r"(column), "r"(row), "r"(head), "r"(batch)
+      : "memory");
+}
+// Makes this thread's ordinary writes to shared memory visible to the TMA and to wgmma.
+__device__ __forceinline__ void PublishSharedWrites() {
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+// ---- products of a warpgroup ----
+
+// Before the first product after registers of one were written.
+__device__ __forceinline__ void FenceProducts() {
+  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+}
+__device__ __forceinline__ void CommitProducts() {
+  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+}
+
+// Operands: four, 16, 32 and 64 accumulators, updated ("+f") or only written ("=f").
+#define TANDEM_F4(c, d, i) c((d)[i]), c((d)[(i) + 1]), c((d)[(i) + 2]), c((d)[(i) + 3])
+#define TANDEM_F16(c, d, i) \
+  TANDEM_F4(c, d, i), TANDEM_F4(c, d, (i) + 4), TANDEM_F4(c, d, (i) + 8), TANDEM_F4(c, d, (i) + 12)
+#define TANDEM_F32(c, d) TANDEM_F16(c, d, 0), TANDEM_F16(c, d, 16)
+#define TANDEM_F64(c, d) TANDEM_F32(c, d), TANDEM_F16(c, d, 32), TANDEM_F16(c, d, 48)
+#define TANDEM_UPDATED(x) "+f"(x)
+#define TANDEM_WRITTEN(x) "=f"(x)
+
+// Keeps the compiler from moving an accumulator across this place.
+__device__ __forceinline__ void Pin(float (&d)[32]) {
+  asm volatile("" : TANDEM_F32(TANDEM_UPDATED, d)::"memory");
+}
+__device__ __forceinline__ void Pin(float (&d)[64]) {
+  asm volatile("" : TANDEM_F64(TANDEM_UPDATED, d)::"memory");
+}
+
+// Waits until at most kPending groups are under way; `d` belongs to one that has ended.
+template <int kPending>
+__device__ __forceinline__ void WaitProducts(float (&d)[32]) {
+  asm volatile("wgmma.wait_group.sync.aligned %32;"
+               : TANDEM_F32(TANDEM_UPDATED, d)
+               : "n"(kPending)
+               : "memory");
+}
+template <int kPending>
+__device__ __forceinline__ void WaitProducts(float (&d)[64]) {
+  asm volatile("wgmma.wait_group.sync.aligned %64;"
+               : TANDEM_F64(TANDEM_UPDATED, d)
+               : "n"(kPending)
+               : "memory");
+}
+
+#define TANDEM_LIST32                                                                           \
+  "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, " \
+  "%20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}"
+#define TANDEM_LIST64                                                                           \
+  "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, " \
+  "%20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, "  \
+  "%38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, "  \
+  "%56, %57, %58, %59, %60, %61, %62, %63}"
+// The upper half of B's descriptor: 128-byte swizzle, 1024 bytes from 8 rows to the next. `keep`: 1
+// to add to the accumulators, 0 to begin them.
+#define TANDEM_WGMMA(shape, type, list, a0, a1, a2, a3, b, keep, transposed)                    \
+  "{\n"                                                                                         \
+  ".reg .pred keep;\n"                                                                          \
+  ".reg .b64 tile;\n"                                                                           \
+  "setp.ne.b32 keep, " keep                                                                     \
+  ", 0;\n"                                                                                      \
+  "mov.b64 tile, {" b                                                                           \
+  ", 1073741888};\n"                                                                            \
+  "wgmma.mma_async.sync.aligned." shape ".f32." type "." type " " list ", {" a0 ", " a1 ", " a2 \
+  ", " a3 "}, tile, keep, 1, 1, " transposed                                                    \
+  ";\n"                                                                                         \
+  "}\n"
+#define TANDEM_MULTIPLY(shape, type, list, outputs, a0, a1, a2, a3, b, keep, transposed) \
+  asm volatile(TANDEM_WGMMA(shape, type, list, a0, a1, a2, a3, b, keep, transposed)      \
+               : outputs                                                                 \
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(tile))
+#define TANDEM_MULTIPLY64(type, access, keep, transposed)                                       \
+  TANDEM_MULTIPLY("m64n64k16", type, TANDEM_LIST32, TANDEM_F32(access, d), "%32", "%33", "%34", \
+                  "%35", "%36", keep, transposed)
+#define TANDEM_MULTIPLY128(type, access, keep, transposed)                                       \
+  TANDEM_MULTIPLY("m64n128k16", type, TANDEM_LIST64, TANDEM_F64(access, d), "%64", "%65", "%66", \
+                  "%67", "%68", keep, transposed)
+
+// Products of 64 rows of the warpgroup, 16 columns of A and 16 rows or columns of a tile in shared
+// memory, begun. tile: the low half of a descriptor (KeyTile, ValueTile).
+
+// d = a * tile^T.
+template <DType kMathType>
+__device__ __forceinline__ void BeginScores(float (&d)[64], const uint32_t (&a)[4], uint32_t tile) {
+  if constexpr (kMathType == DType::kF16) {
+    TANDEM_MULTIPLY128("f16", TANDEM_WRITTEN, "0", "0");
+  } else {
+    TANDEM_MULTIPLY128("bf16", TANDEM_WRITTEN, "0", "0");
+  }
+}
+// d += a * tile^T.
+template <DType kMathType>
+__device__ __forceinline__ void AddScores(float (&d)[64], const uint32_t (&a)[4], uint32_t tile) {
+  if constexpr (kMathType == DType::kF16) {
+    TANDEM_MULTIPLY128("f16", TANDEM_UPDATED, "1", "0");
+  } else {
+    TANDEM_MULTIPLY128("bf16", TANDEM_UPDATED, "1", "0");
+  }
+}
+// d += a * tile.
+template <DType kMathType>
+__device__ __forceinline__ void AddValues(float (&d)[32], const uint32_t (&a)[4], uint32_t tile) {
+  if constexpr (kMathType == DType::kF16) {
+    TANDEM_MULTIPLY64("f16", TANDEM_UPDATED, "1", "1");
+  } else {
+    TANDEM_MULTIPLY64("bf16", TANDEM_UPDATED, "1", "1");
+  }
+}
+template <DType kMathType>
+__device__ __forceinline__ void AddValues(float (&d)[64], const uint32_t (&a)[4], uint32_t tile) {
+  if constexpr (kMathType == DType::kF16) {
+    TANDEM_MULTIPLY128("f16", TANDEM_UPDATED, "1", "1");
+  } else {
+    TANDEM_MULTIPLY128("bf16", TANDEM_UPDATED, "1", "1");
+  }
+}
+
+#undef TANDEM_MULTIPLY128
+#undef TANDEM_MULTIPLY64
+#undef TANDEM_MULTIPLY
+#undef TANDEM_WGMMA
+#undef TANDEM_LIST64
+#undef TANDEM_LIST32
+#undef TANDEM_WRITTEN
+#undef TANDEM_UPDATED
+#undef TANDEM_F64
+#undef TANDEM_F32
+#undef TANDEM_F16
+#undef TANDEM_F4
+
+// The low half of the descriptor of 16 columns of keys, at `address`; `rows` keys follow each
+// other, then the next 64 columns.
+__device__ __forceinline__ uint32_t KeyTile(uint32_t address) { return address >> 4 | 1u << 16; }
+// That of 16 rows of values.
+__device__ __forceinline__ uint32_t ValueTile(uint32_t address, int rows) {
+  return address >> 4 | static_cast<uint32_t>(rows * 128 >> 4) << 16;
+}
+
+}  // namespace tandem::cuda::hopper
+
+#endif  // TANDEM_BACKEND_CUDA_HOPPER_INSTRUCTIONS_CUH_

@@ -1,0 +1,29 @@
+// What the plugin calls of the sm_90a kernels.
+#ifndef TANDEM_BACKEND_CUDA_HOPPER_LAUNCH_H_
+#define TANDEM_BACKEND_CUDA_HOPPER_LAUNCH_H_
+
+#include <cuda_runtime_api.h>
+
+#include "backend_cuda/hopper/params.h"
+#include "core/text.h"
+
+namespace tandem::cuda::hopper {
+
+// Whether these kernels serve the rows of sequences that are not short, with the reason as a
+// sentence where they do not. Looks at shapes, strides and terms alone.
+bool Declines(const core::Problem& problem, core::Text* reason);
+
+// Workspace, in bytes.
+int64_t FlagBytes(const core::Problem& problem);
+
+// False where a pointer or the scale, which no plan knows, is not one that these kernels serve: an
+// address that is no multiple of 16, a scale that is 0 or far from 1.
+bool MakeParams(const core::Problem& problem, void* flags, Params* params);
+
+// kHeadDim: HeadDimBucket(max(Dqk, Dv)).
+template <core::DType kDType, int kHeadDim>
+cudaError_t LaunchForward(const Params& params, cudaStream_t stream);
+
+}  // namespace tandem::cuda::hopper
+
+#endif  // TANDEM_BACKEND_CUDA_HOPPER_LAUNCH_H_

@@ -8,16 +8,34 @@ namespace {
 using core::DType;
 using core::Problem;
 
+// dQ, dK, dV and the sums of `params`.
+template <DType kDType, int kHeadDim>
+cudaError_t LaunchBothSides(const BackwardParams& params, cudaStream_t stream) {
+  const Problem& p = params.problem;
+  cudaError_t error = cudaSuccess;
+  if (p.dk.data != nullptr || p.dv.data != nullptr || params.key_sums != nullptr) {
+    error = LaunchGradients<kDType, kHeadDim>(params, GradientSide::kKeys, stream);
+  }
+  if (error == cudaSuccess && (p.dq.data != nullptr || params.row_sums != nullptr)) {
+    error = LaunchGradients<kDType, kHeadDim>(params, GradientSide::kQueries, stream);
+  }
+  return error;
+}
+
 template <DType kDType, int kHeadDim>
 cudaError_t LaunchProducts(const BackwardParams& params, cudaStream_t stream) {
   const Problem& p = params.problem;
+  BackwardParams gradients = params;
+  gradients.has_slope = 1;
   cudaError_t error = cudaSuccess;
-  if (p.dk.data != nullptr || p.dv.data != nullptr || NeedsKeySums(p)) {
-    error = LaunchGradients<kDType, kHeadDim>(params, GradientSide::kKeys, stream);
+  if (p.softcap > 0.0f && (params.row_sums != nullptr || params.key_sums != nullptr)) {
+    // The sums are of dS before the softcap's slope.
+    BackwardParams sums = params;
+    sums.problem.dq.data = sums.problem.dk.data = sums.problem.dv.data = nullptr;
+    error = LaunchBothSides<kDType, kHeadDim>(sums, stream);
+    gradients.row_sums = gradients.key_sums = nullptr;
   }
-  if (error == cudaSuccess && (p.dq.data != nullptr || NeedsRowSums(p))) {
-    error = LaunchGradients<kDType, kHeadDim>(params, GradientSide::kQueries, stream);
-  }
+  if (error == cudaSuccess) error = LaunchBothSides<kDType, kHeadDim>(gradients, stream);
   if (error == cudaSuccess && HasBiasMatrix(p)) {
     error = LaunchBiasMatrix<kDType, kHeadDim>(params, stream);
   }

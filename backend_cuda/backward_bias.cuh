@@ -22,6 +22,7 @@ __global__ void __launch_bounds__(kBiasPolicy<kDType, kHeadDim>.threads)
   extern __shared__ __align__(1024) char shared[];
   __shared__ Sequence sequence;
   __shared__ uint64_t words[kPolicy.rows];
+  __shared__ uint32_t kept_words[kPolicy.rows][2];
   const Problem& p = params.problem;
   const Array4& dbias = p.dbias;
   const int64_t first_key = blockIdx.x % key_tiles * kPolicy.rows;
@@ -64,33 +65,55 @@ __global__ void __launch_bounds__(kBiasPolicy<kDType, kHeadDim>.threads)
       for (int row = threadIdx.x; row < kPolicy.rows; row += kPolicy.threads) {
         words[row] = VisibleKeys(p, s, head, first_query + row, first_key);
       }
+      for (int n = threadIdx.x; p.dropout.enabled != 0 && n < 2 * kPolicy.rows;
+           n += kPolicy.threads) {
+        kept_words[n / 2][n % 2] =
+            KeptKeys(p.dropout, s.batch * p.q_heads + head, s.q_offset + first_query + n / 2,
+                     s.kv_offset + first_key + n % 2 * 32);
+      }
       WaitCopies<0>();
       __syncthreads();
 
-      const uint32_t kept = tiles + Warp::RowMajorOffset(lane) + warp * 16 * Warp::kRowBytes;
+      const uint32_t queries = tiles + Warp::RowMajorOffset(lane) + warp * 16 * Warp::kRowBytes;
       const uint32_t keys = tiles + 2 * kPolicy.tile_bytes + Warp::KeyOffset(lane);
       typename Warp::QueryFragments unused;
       typename Warp::Scores products;
       typename Warp::Scores dp;
-      Warp::template MultiplyQueryKey<false>(kept, kPlaneBytes, unused, keys, kPlaneBytes,
+      Warp::template MultiplyQueryKey<false>(queries, kPlaneBytes, unused, keys, kPlaneBytes,
                                              products);
-      Warp::template MultiplyQueryKey<false>(kept + kPolicy.tile_bytes, kPlaneBytes, unused,
+      Warp::template MultiplyQueryKey<false>(queries + kPolicy.tile_bytes, kPlaneBytes, unused,
                                              keys + kPolicy.tile_bytes, kPlaneBytes, dp);
-      PairTile pairs;
-      pairs.params = &params;
-      pairs.sequence = &sequence;
-      pairs.head = head;
-      pairs.first_query = first_query;
-      pairs.first_key = first_key;
-      pairs.words = words;
-      pairs.words_per_query = 1;
-      pairs.warp_row = 16 * warp;
-      pairs.row_tiles = 1;
-      pairs.step_tiles = kStepTiles;
-      pairs.keeps_keys = false;
-      pairs.wants_bias = true;
+      const int64_t warp_query = first_query + 16 * warp;
+      const int64_t query_word = QueryFlagWord(params, s, head, first_query);
+      const int64_t key_word = KeyFlagWord(params, s, head / p.group, first_key);
+      if ((params.queries.first_flags[query_word] | params.queries.second_flags[query_word] |
+           params.keys.first_flags[key_word] | params.keys.second_flags[key_word]) != 0) {
+        const PairTile tile = {&params,   &sequence, head,       warp_query,
+                               first_key, 1,         kStepTiles, false};
+        InMemory(products, dp, [&](float* scores, float* gradients) {
+          PatchPairs<kDType>(tile, scores, gradients);
+        });
+      }
+      const int row = 16 * warp + (lane >> 2);
+      uint32_t visible[1] = {0};
+      uint32_t kept[1] = {0};
+#pragma unroll
+      for (int n = 0; n < kStepTiles; ++n) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          const int key = 8 * n + 2 * (lane & 3) + e % 2;
+          const int bit = 16 * (e / 2) + 2 * n + e % 2;
+          const int n_row = row + 8 * (e / 2);
+          visible[0] |= static_cast<uint32_t>((words[n_row] >> key) & 1u) << bit;
+          kept[0] |= (kept_words[n_row][key / 32] >> (key % 32) & 1u) << bit;
+        }
+      }
       PairSums unused_sums[2] = {};
-      EvaluateInMemory<kDType, 1, kStepTiles>(pairs, products, dp, unused_sums);
+      const RowStatistics* statistics = params.statistics + query_row + row;
+      const TermPairs<kDType, false, 1, kStepTiles> pairs(params, sequence, head, first_query + row,
+                                                          first_key + 2 * (lane & 3));
+      pairs.Evaluate(visible, kept, false, products, dp, unused_sums,
+                     [&](int, int, int e) { return statistics[8 * (e / 2)]; });
 #pragma unroll
       for (int n = 0; n < kStepTiles; ++n) {
 #pragma unroll

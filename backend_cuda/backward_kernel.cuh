@@ -6,8 +6,8 @@
 // is atomic, and the bits depend on the block's own sequence, heads and terms alone.
 //
 // The planes (backward_params.h) hold finite numbers only. Rows that are empty have P = 0 by their
-// statistics. Tiles with anything beyond a mask are evaluated by backward_terms.cuh, which gives
-// the pairs that need nothing more the same bits.
+// statistics. What is not finite, where it is seen, is put into the products by backward_terms.cuh,
+// which also has the terms of scores.
 #ifndef TANDEM_BACKEND_CUDA_BACKWARD_KERNEL_CUH_
 #define TANDEM_BACKEND_CUDA_BACKWARD_KERNEL_CUH_
 
@@ -60,26 +60,31 @@ __device__ __forceinline__ void StartPlanes(uint32_t tile, const uint16_t* plane
   }
 }
 
-template <DType kDType, int kHeadDim, GradientSide kSide>
+// kHasTerms: scores are more than products by an ordinary scale.
+template <DType kDType, int kHeadDim, GradientSide kSide, bool kHasTerms>
 class GradientBlock {
  public:
-  static constexpr GradientPolicy kPolicy = MakeGradientPolicy(kDType, kHeadDim, kSide);
+  static constexpr GradientPolicy kPolicy = MakeGradientPolicy(kDType, kHeadDim, kSide, kHasTerms);
   static constexpr bool kKeepsKeys = kSide == GradientSide::kKeys;
   static constexpr int kStepTiles = kPolicy.step_rows / 8;
   using Warp = WarpAttention<kDType, kHeadDim, kPolicy.row_tiles, kStepTiles>;
   using Scores = typename Warp::Scores;
+  using Sums = PairSums[2 * kPolicy.row_tiles];
 
   static constexpr int kWordsPerQuery =
       kKeepsKeys ? (kPolicy.block_rows + core::kTile - 1) / core::kTile : 1;
   static constexpr int kWords =
       (kKeepsKeys ? kPolicy.step_rows : kPolicy.block_rows) * kWordsPerQuery;
+  // Of a query: its visible keys of a tile.
+  using Word = std::conditional_t<kKeepsKeys || (kPolicy.step_rows > 32), uint64_t, uint32_t>;
 
   // What the threads share beside the tiles.
   struct alignas(16) State {
     Sequence sequence;
     int64_t head;  // of the queries
     RowStatistics statistics[kPolicy.stages][kKeepsKeys ? kPolicy.step_rows : 1];
-    uint64_t words[kPolicy.stages][kWords];
+    Word words[kPolicy.stages][kWords];
+    Word kept[kPolicy.stages][kHasTerms ? kWords : 1];  // by dropout
     int32_t warp_counts[4];
     uint16_t list[128];  // tiles to visit: (tile - first of the chunk) << kTileBits | properties
   };
@@ -114,7 +119,7 @@ class GradientBlock {
     CommitCopies();
     first_sum_.Reset();
     if constexpr (kKeepsKeys && !kPolicy.has_parts) second_sum_.Reset();
-    PairSums sums[2 * kPolicy.row_tiles];
+    PairSums sums[2 * kPolicy.row_tiles] = {};
     const int64_t heads = kKeepsKeys ? problem_.group : 1;
     for (int64_t n = 0; n < heads; ++n) {
       __syncthreads();
@@ -151,7 +156,7 @@ class GradientBlock {
 
   // ---- tiles to visit ----
 
-  __device__ __forceinline__ void VisitHead(PairSums* sums) {
+  __device__ __forceinline__ void VisitHead(Sums& sums) {
     const Sequence& s = state_.sequence;
     int64_t tile = 0;
     int64_t end = 0;
@@ -211,9 +216,10 @@ class GradientBlock {
                              core::Min<int64_t>(query + queries, s.q_rows), key, key + keys);
       is_listed = tile_class != core::TileClass::kEmpty;
       if (tile_class == core::TileClass::kPartial) properties |= kHiddenPairs;
-      if (is_listed &&
-          (params_.is_plain == 0 || HasFlags(kKeepsKeys, first_row_, kPolicy.block_rows) ||
-           HasFlags(!kKeepsKeys, first, kPolicy.step_rows))) {
+      // Terms are not looked up for rows that are not there.
+      if (kHasTerms && query + queries > s.q_rows) properties |= kHiddenPairs;
+      if (is_listed && (HasFlags(kKeepsKeys, first_row_, kPolicy.block_rows) ||
+                        HasFlags(!kKeepsKeys, first, kPolicy.step_rows))) {
         properties |= kFlaggedPairs;
       }
     }
@@ -258,15 +264,25 @@ class GradientBlock {
       }
     }
     CommitCopies();
-    if ((tile.properties & kHiddenPairs) == 0) return;
-    for (int w = threadIdx.x; w < kWords; w += kPolicy.threads) {
-      const int64_t query = (kKeepsKeys ? tile.first : first_row_) + w / kWordsPerQuery;
-      const int64_t key = (kKeepsKeys ? first_row_ : tile.first) + w % kWordsPerQuery * core::kTile;
-      state_.words[stage][w] = VisibleKeys(problem_, s, state_.head, query, key);
+    const int64_t first_query = kKeepsKeys ? tile.first : first_row_;
+    const int64_t first_key = kKeepsKeys ? first_row_ : tile.first;
+    if ((tile.properties & kHiddenPairs) != 0) {
+      for (int w = threadIdx.x; w < kWords; w += kPolicy.threads) {
+        state_.words[stage][w] = static_cast<Word>(
+            VisibleKeys(problem_, s, state_.head, first_query + w / kWordsPerQuery,
+                        first_key + w % kWordsPerQuery * core::kTile));
+      }
+    }
+    if (!kHasTerms || problem_.dropout.enabled == 0) return;
+    constexpr int kParts = kWordsPerQuery * static_cast<int>(sizeof(Word)) / 4;
+    for (int w = threadIdx.x; w < kWords / kWordsPerQuery * kParts; w += kPolicy.threads) {
+      reinterpret_cast<uint32_t*>(state_.kept[stage])[w] = KeptKeys(
+          problem_.dropout, s.batch * problem_.q_heads + state_.head,
+          s.q_offset + first_query + w / kParts, s.kv_offset + first_key + w % kParts * 32);
     }
   }
 
-  __device__ __forceinline__ void VisitTiles(int64_t begin, PairSums* sums) {
+  __device__ __forceinline__ void VisitTiles(int64_t begin, Sums& sums) {
     if (list_count_ == 0) return;
     Tile tile = ListedTile(begin, 0);
     if constexpr (kPolicy.stages == 2) StartTile(tile, 0);
@@ -290,7 +306,7 @@ class GradientBlock {
 
   // ---- one tile ----
 
-  __device__ __forceinline__ void VisitTile(const Tile& tile, int stage, PairSums* sums) {
+  __device__ __forceinline__ void VisitTile(const Tile& tile, int stage, Sums& sums) {
     const uint32_t kept =
         SharedAddress(shared_) + Warp::RowMajorOffset(lane_) + warp_ * kWarpRows * Warp::kRowBytes;
     const uint32_t first = StepAddress(stage);
@@ -305,6 +321,20 @@ class GradientBlock {
                                              second + Warp::KeyOffset(lane_), kStepPlaneBytes, dp);
     }
     if ((tile.properties & kFlaggedPairs) != 0) {
+      PairTile pairs;
+      pairs.params = &params_;
+      pairs.sequence = &state_.sequence;
+      pairs.head = state_.head;
+      pairs.first_query = kKeepsKeys ? tile.first : first_row_ + warp_ * kWarpRows;
+      pairs.first_key = kKeepsKeys ? first_row_ + warp_ * kWarpRows : tile.first;
+      pairs.row_tiles = kPolicy.row_tiles;
+      pairs.step_tiles = kStepTiles;
+      pairs.keeps_keys = kKeepsKeys;
+      InMemory(products, dp, [&](float* scores, float* gradients) {
+        PatchPairs<kDType>(pairs, scores, gradients);
+      });
+    }
+    if constexpr (kHasTerms) {
       EvaluateTerms(tile, stage, products, dp, sums);
     } else if ((tile.properties & kHiddenPairs) != 0) {
       Evaluate<true>(stage, products, dp);
@@ -328,39 +358,41 @@ class GradientBlock {
     }
   }
 
+  // Bits of a word for the warp's rows where keys are kept, the lane's first in bit 0; else of the
+  // keys, likewise.
+  __device__ __forceinline__ Word LaneWord(const Word* words, int query) const {
+    if constexpr (kKeepsKeys) {
+      const char* word =
+          reinterpret_cast<const char*>(words + query * kWordsPerQuery) + warp_ * kWarpRows / 8;
+      return (kPolicy.row_tiles == 2 ? *reinterpret_cast<const uint32_t*>(word)
+                                     : *reinterpret_cast<const uint16_t*>(word)) >>
+             (lane_ >> 2);
+    }
+    return words[query] >> (2 * (lane_ & 3));
+  }
+
   // Scores that are nothing but products: S and dP to P and dS.
   template <bool kHidden>
   __device__ __forceinline__ void Evaluate(int stage, Scores& products, Scores& dp) const {
-    uint64_t words[kPolicy.row_tiles][2];
+    Word rows[kPolicy.row_tiles][2];
     if constexpr (kHidden && !kKeepsKeys) {
 #pragma unroll
       for (int m = 0; m < kPolicy.row_tiles; ++m) {
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
-          words[m][r] =
-              state_.words[stage][warp_ * kWarpRows + Warp::LaneRow(m, r)] >> (2 * (lane_ & 3));
+          rows[m][r] = LaneWord(state_.words[stage], warp_ * kWarpRows + Warp::LaneRow(m, r));
         }
       }
     }
 #pragma unroll
     for (int n = 0; n < kStepTiles; ++n) {
       RowStatistics columns[2];
-      uint32_t visible[2];  // of a column: the warp's rows, the lane's first in bit 0
+      Word visible[2];
       if constexpr (kKeepsKeys) {
-        const int column = 8 * n + 2 * (lane_ & 3);
-        const float4 both = *reinterpret_cast<const float4*>(&state_.statistics[stage][column]);
-        columns[0] = {both.x, both.y};
-        columns[1] = {both.z, both.w};
-        if constexpr (kHidden) {
+        LoadColumns(stage, n, columns);
 #pragma unroll
-          for (int e = 0; e < 2; ++e) {
-            const char* word =
-                reinterpret_cast<const char*>(&state_.words[stage][(column + e) * kWordsPerQuery]) +
-                warp_ * kWarpRows / 8;
-            visible[e] = (kPolicy.row_tiles == 2 ? *reinterpret_cast<const uint32_t*>(word)
-                                                 : *reinterpret_cast<const uint16_t*>(word)) >>
-                         (lane_ >> 2);
-          }
+        for (int e = 0; kHidden && e < 2; ++e) {
+          visible[e] = LaneWord(state_.words[stage], 8 * n + 2 * (lane_ & 3) + e);
         }
       }
 #pragma unroll
@@ -374,9 +406,10 @@ class GradientBlock {
             if (kHidden) is_visible = ((visible[e % 2] >> (16 * m + 8 * (e / 2))) & 1u) != 0;
           } else {
             statistics = row_statistics_[m][e / 2];
-            if (kHidden) is_visible = ((words[m][e / 2] >> (8 * n + e % 2)) & 1u) != 0;
+            if (kHidden) is_visible = ((rows[m][e / 2] >> (8 * n + e % 2)) & 1u) != 0;
           }
-          const float p = PlainProbability<kDType>(products[m][n][e], params_.unit, statistics.lse);
+          const float x = MinKeepNan(fmaf(products[m][n][e], params_.unit, -statistics.lse), 0.0f);
+          const float p = kDType == DType::kF32 ? expf(x) : Exp2Approximate(x);
           const float ds = core::ScoreGradient(p, dp[m][n][e], statistics.offset);
           products[m][n][e] = is_visible ? p : 0.0f;
           dp[m][n][e] = is_visible ? ds : 0.0f;
@@ -385,29 +418,61 @@ class GradientBlock {
     }
   }
 
+  // Statistics of the lane's two rows of Q in step tile n.
+  __device__ __forceinline__ void LoadColumns(int stage, int n, RowStatistics (&columns)[2]) const {
+    const float4 both =
+        *reinterpret_cast<const float4*>(&state_.statistics[stage][8 * n + 2 * (lane_ & 3)]);
+    columns[0] = {both.x, both.y};
+    columns[1] = {both.z, both.w};
+  }
+
+  // The words of a tile as bits of the lane's pairs.
+  __device__ __forceinline__ void LoadBits(const Word* words,
+                                           PairBits<kPolicy.row_tiles>& bits) const {
+#pragma unroll
+    for (int m = 0; m < kPolicy.row_tiles; ++m) {
+      bits[m] = 0;
+#pragma unroll
+      for (int n = 0; n < kStepTiles; ++n) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          Word word;
+          if constexpr (kKeepsKeys) {
+            word = LaneWord(words, 8 * n + 2 * (lane_ & 3) + e % 2) >> (16 * m + 8 * (e / 2));
+          } else {
+            word = LaneWord(words, warp_ * kWarpRows + Warp::LaneRow(m, e / 2)) >> (8 * n + e % 2);
+          }
+          bits[m] |= static_cast<uint32_t>(word & 1u) << (16 * (e / 2) + 2 * n + e % 2);
+        }
+      }
+    }
+  }
+
   __device__ __forceinline__ void EvaluateTerms(const Tile& tile, int stage, Scores& products,
-                                                Scores& dp, PairSums* sums) const {
-    PairTile pairs;
-    pairs.params = &params_;
-    pairs.sequence = &state_.sequence;
-    pairs.head = state_.head;
-    pairs.first_query = kKeepsKeys ? tile.first : first_row_;
-    pairs.first_key = kKeepsKeys ? first_row_ : tile.first;
-    pairs.words = (tile.properties & kHiddenPairs) != 0 ? state_.words[stage] : nullptr;
-    pairs.words_per_query = kWordsPerQuery;
-    pairs.warp_row = warp_ * kWarpRows;
-    pairs.row_tiles = kPolicy.row_tiles;
-    pairs.step_tiles = kStepTiles;
-    pairs.keeps_keys = kKeepsKeys;
-    pairs.wants_bias = false;
-    EvaluateInMemory<kDType, kPolicy.row_tiles, kStepTiles>(pairs, products, dp, sums);
+                                                Scores& dp, Sums& sums) const {
+    PairBits<kPolicy.row_tiles> visible;
+    PairBits<kPolicy.row_tiles> kept;
+#pragma unroll
+    for (int m = 0; m < kPolicy.row_tiles; ++m) visible[m] = kept[m] = ~0u;
+    if ((tile.properties & kHiddenPairs) != 0) LoadBits(state_.words[stage], visible);
+    if (problem_.dropout.enabled != 0) LoadBits(state_.kept[stage], kept);
+    const int64_t kept_row = first_row_ + warp_ * kWarpRows + (lane_ >> 2);
+    const int64_t other_row = tile.first + 2 * (lane_ & 3);
+    const TermPairs<kDType, kKeepsKeys, kPolicy.row_tiles, kStepTiles> pairs(
+        params_, state_.sequence, state_.head, kept_row, other_row);
+    pairs.Evaluate(visible, kept, params_.has_slope != 0, products, dp, sums,
+                   [&](int m, int n, int e) {
+                     if constexpr (!kKeepsKeys) return row_statistics_[m][e / 2];
+                     return state_.statistics[stage][8 * n + 2 * (lane_ & 3) + e % 2];
+                   });
   }
 
   // ---- results ----
 
   // The sums of dS of the rows that are kept, for one head of the queries.
-  __device__ __forceinline__ void WriteSums(const PairSums* sums) const {
-    if ((kKeepsKeys ? params_.key_sums : params_.row_sums) == nullptr || part_ != 0) return;
+  __device__ __forceinline__ void WriteSums(const Sums& sums) const {
+    if (!kHasTerms || (kKeepsKeys ? params_.key_sums : params_.row_sums) == nullptr || part_ != 0)
+      return;
     const Sequence& s = state_.sequence;
 #pragma unroll
     for (int m = 0; m < kPolicy.row_tiles; ++m) {
@@ -487,8 +552,8 @@ class GradientBlock {
   Warp second_sum_;
 };
 
-template <DType kDType, int kHeadDim, GradientSide kSide>
-__global__ void __launch_bounds__(MakeGradientPolicy(kDType, kHeadDim, kSide).threads, 2)
+template <DType kDType, int kHeadDim, GradientSide kSide, bool kHasTerms>
+__global__ void __launch_bounds__(MakeGradientPolicy(kDType, kHeadDim, kSide, kHasTerms).threads, 2)
     GradientKernel(const __grid_constant__ BackwardParams params) {
   extern __shared__ __align__(1024) char shared[];
   // Heads in sections whose rows stay in the L2 cache, the longest blocks first in each: with
@@ -503,7 +568,8 @@ __global__ void __launch_bounds__(MakeGradientPolicy(kDType, kHeadDim, kSide).th
       core::Min(section, static_cast<uint32_t>(params.problem.batch) * heads - first_head);
   const uint32_t turn = rest / heads_here;
   const uint32_t head = first_head + rest % heads_here;
-  GradientBlock<kDType, kHeadDim, kSide> block(params, shared, static_cast<int>(blockIdx.y));
+  GradientBlock<kDType, kHeadDim, kSide, kHasTerms> block(params, shared,
+                                                          static_cast<int>(blockIdx.y));
   block.Run(head / heads, head % heads, kSide == GradientSide::kKeys ? turn : blocks - 1 - turn);
 }
 

@@ -15,9 +15,9 @@ inline cudaError_t LaunchShared(const void* kernel, dim3 grid, int threads, int 
                           stream);
 }
 
-template <core::DType kDType, int kHeadDim, GradientSide kSide>
-cudaError_t LaunchSide(BackwardParams& params, cudaStream_t stream) {
-  using Block = GradientBlock<kDType, kHeadDim, kSide>;
+template <core::DType kDType, int kHeadDim, GradientSide kSide, bool kHasTerms>
+cudaError_t LaunchBlocks(BackwardParams& params, cudaStream_t stream) {
+  using Block = GradientBlock<kDType, kHeadDim, kSide, kHasTerms>;
   static_assert(Block::kSharedBytes <= kSmallestSharedBytes, "more shared memory than sm_86 has");
   constexpr int64_t kSectionBytes = int64_t{24} << 20;  // of the rows walked over, of the L2 cache
   const core::Problem& p = params.problem;
@@ -36,9 +36,15 @@ cudaError_t LaunchSide(BackwardParams& params, cudaStream_t stream) {
           : core::Clamp<int64_t>(kSectionBytes / core::Max<int64_t>(head_bytes, 1), 1, heads);
   void* arguments[] = {&params};
   return LaunchShared(
-      reinterpret_cast<const void*>(&GradientKernel<kDType, kHeadDim, kSide>),
+      reinterpret_cast<const void*>(&GradientKernel<kDType, kHeadDim, kSide, kHasTerms>),
       dim3(static_cast<unsigned>(params.blocks * heads), Block::kPolicy.has_parts ? 2 : 1),
       Block::kPolicy.threads, Block::kSharedBytes, arguments, stream);
+}
+
+template <core::DType kDType, int kHeadDim, GradientSide kSide>
+cudaError_t LaunchSide(BackwardParams& params, cudaStream_t stream) {
+  return params.is_plain != 0 ? LaunchBlocks<kDType, kHeadDim, kSide, false>(params, stream)
+                              : LaunchBlocks<kDType, kHeadDim, kSide, true>(params, stream);
 }
 
 template <core::DType kDType, int kHeadDim>
@@ -52,7 +58,7 @@ template <core::DType kDType, int kHeadDim>
 cudaError_t LaunchBiasMatrix(BackwardParams params, cudaStream_t stream) {
   constexpr BiasPolicy kPolicy = MakeBiasPolicy(kDType, kHeadDim);
   constexpr int kSharedBytes = 4 * kPolicy.tile_bytes;
-  static_assert(kSharedBytes + kPolicy.rows * 8 + 128 <= kSmallestSharedBytes,
+  static_assert(kSharedBytes + kPolicy.rows * 16 + 128 <= kSmallestSharedBytes,
                 "more shared memory than sm_86 has");
   const core::Problem& p = params.problem;
   int64_t row_tiles = core::CeilDiv<int64_t>(p.q_rows, kPolicy.rows);

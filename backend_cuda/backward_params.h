@@ -30,8 +30,8 @@ struct GradientPlanes {
   int64_t words;  // of flags, per sequence and head
 };
 
-// Of a row of Q. lse: in the exponential's unit (base 2, natural for f32), +inf where the row is
-// empty; offset: D - dLSE.
+// Of a row of Q. lse: natural, but of base 2 in plain problems of 16 bits; +inf where the row is
+// empty. offset: D - dLSE.
 struct RowStatistics {
   float lse;
   float offset;
@@ -46,10 +46,12 @@ struct BackwardParams {
   uint64_t* non_finite;       // rows of dO with such elements, as queries.second_flags
   float* row_sums;            // of dS and of dS times ALiBi's distance, as rows of Q; null: unused
   float* key_sums;            // of dS, per query head and key; null: unused
-  float unit;                 // from a product to a score in the exponential's unit
+  float unit;                 // plain: from a product to a score in the unit of the statistics
   int32_t is_plain;           // scores are nothing but products by the scale, an ordinary number
-  int64_t blocks;             // of the longest sequence of a head
-  int64_t section_heads;      // heads whose blocks are served together
+  int32_t has_slope;          // dS is taken with respect to the products, under a softcap
+  int32_t reserved;
+  int64_t blocks;         // of the longest sequence of a head
+  int64_t section_heads;  // heads whose blocks are served together
 };
 
 // Index of the planes of local row 0 of a sequence, in rows.
@@ -150,16 +152,18 @@ struct GradientPolicy {
 };
 
 // Everything fits the shared memory of the smallest GPUs served, as in the forward pass.
-constexpr GradientPolicy MakeGradientPolicy(core::DType dtype, int head_dim, GradientSide side) {
+constexpr GradientPolicy MakeGradientPolicy(core::DType dtype, int head_dim, GradientSide side,
+                                            bool has_terms) {
   const bool is_f32 = dtype == core::DType::kF32;
   const bool keeps_keys = side == GradientSide::kKeys;
   GradientPolicy policy = {};
   policy.row_tiles = !is_f32 && (head_dim <= 64 || (head_dim <= 128 && !keeps_keys)) ? 2 : 1;
   policy.warps = !is_f32 ? 4 : head_dim <= 64 ? 4 : head_dim <= 128 ? 2 : 1;
-  policy.step_rows = is_f32 ? (head_dim <= 64 ? 32 : 16)
-                            : (head_dim > 128                   ? 16
-                               : (head_dim <= 64) == keeps_keys ? 32
-                                                                : 64);
+  if (is_f32 || head_dim > 128) {
+    policy.step_rows = head_dim <= 64 ? 32 : 16;
+  } else {
+    policy.step_rows = !has_terms && (head_dim <= 64) != keeps_keys ? 64 : 32;
+  }
   policy.stages = is_f32 && head_dim > 128 ? 1 : 2;
   policy.has_parts = keeps_keys && (head_dim > 128 || (is_f32 && head_dim > 64));
   policy.threads = policy.warps * kWarpSize;

@@ -163,7 +163,7 @@ __global__ void __launch_bounds__(kThreads)
           const bool is_lost = kDType != DType::kF32 && (found & 8) != 0;
           // The products of 16-bit rows that are not finite are NaN.
           if (is_lost) lse = core::BitsToFloat(0x7fffffffu);
-          statistics.lse = lse * kUnit;
+          statistics.lse = params.is_plain != 0 ? lse * kUnit : lse;
           statistics.offset = dot;
           if (p.dlse.data != nullptr) {
             statistics.offset -=
@@ -172,8 +172,11 @@ __global__ void __launch_bounds__(kThreads)
           if (kDType != DType::kF32 && (found & 4) != 0) {
             statistics.offset = core::BitsToFloat(0x7fffffffu);
           }
-          // Too large for the unit of base 2: evaluated apart.
-          if (core::IsFinite(lse) && !core::IsFinite(statistics.lse)) found |= 1;
+          // Too large for base 2: PatchPair.
+          if (core::IsFinite(lse) && !core::IsFinite(statistics.lse)) {
+            statistics.lse = 0.0f;
+            found |= 1;
+          }
         }
         params.statistics[plane_row + row] = statistics;
         params.lse[plane_row + row] = lse;

@@ -1,6 +1,6 @@
-// Pairs for which a product and an exponential are not all: every term of a score, elements that
-// tensor cores cannot serve, dropout, and sums of dS. A call with the pairs of a lane in local
-// memory, so that the kernels that make it keep their registers for the usual case.
+// Pairs for which a product by a scale and an exponential are not all: bias, ALiBi, softcap and
+// dropout, in registers; and, as a call with a lane's pairs in local memory, elements that tensor
+// cores cannot serve.
 #ifndef TANDEM_BACKEND_CUDA_BACKWARD_TERMS_CUH_
 #define TANDEM_BACKEND_CUDA_BACKWARD_TERMS_CUH_
 
@@ -17,12 +17,31 @@ __device__ __forceinline__ float MinKeepNan(float a, float b) {
   return result;
 }
 
-// P of a pair whose score is a product by an ordinary scale.
-template <DType kDType>
-__device__ __forceinline__ float PlainProbability(float product, float unit, float lse) {
-  const float x = MinKeepNan(fmaf(product, unit, -lse), 0.0f);
-  return kDType == DType::kF32 ? expf(x) : Exp2Approximate(x);
+// The word of visible keys of a row from local key `first_key` on; 0 for rows that are not there.
+__device__ __forceinline__ uint64_t VisibleKeys(const Problem& p, const Sequence& s, int64_t head,
+                                                int64_t row, int64_t first_key) {
+  if (row >= s.q_rows || first_key >= core::LocalKeys(s)) return 0;
+  return WordOfAllTerms(p.mask, s, head, row, first_key);
 }
+
+// The keys that dropout keeps, of the 32 from global key j on, for global row i.
+static __device__ __noinline__ uint32_t KeptKeys(const core::Dropout& dropout, int64_t head_index,
+                                                 int64_t i, int64_t j) {
+  uint32_t kept = 0;
+  const int first = -static_cast<int>(j & 3);
+#pragma unroll 1
+  for (int t = first; t < 32; t += 4) {
+    const core::Philox4 drawn = core::DropoutWords(dropout, head_index, i, j + t);
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      if (t + e < 0 || t + e >= 32) continue;
+      kept |= static_cast<uint32_t>(drawn.word[e] >= dropout.threshold) << (t + e);
+    }
+  }
+  return kept;
+}
+
+// ---- elements that the products cannot serve ----
 
 // A tile of pairs as a warp holds it (warp_attention.cuh): 16 * row_tiles rows of the side that is
 // kept, 8 * step_tiles of the other.
@@ -30,15 +49,11 @@ struct PairTile {
   const BackwardParams* params;
   const Sequence* sequence;
   int64_t head;
-  int64_t first_query;  // local, of the tile
+  int64_t first_query;  // local
   int64_t first_key;
-  const uint64_t* words;  // of the tile's queries: visible keys; null: all
-  int words_per_query;
-  int warp_row;  // the warp's first row in the tile, on the side that is kept
   int row_tiles;
   int step_tiles;
   bool keeps_keys;
-  bool wants_bias;  // dS with respect to the bias
 };
 
 __device__ __forceinline__ bool HasFlag(const uint64_t* words, int64_t index, int64_t row) {
@@ -56,130 +71,64 @@ static __device__ __noinline__ float ProductOfRows(const Array4* a, int64_t a_of
   return sum;
 }
 
-struct PairSums {
-  float gradient;           // of dS
-  float distance_weighted;  // of dS times ALiBi's distance
-};
-
-// From the products <q, k> and <dO, v> of one pair to the factors of dO in dV and of q and k in dK
-// and dQ.
+// The products <q, k> and <dO, v> of one pair of which a row or a key is flagged. In 16 bits rows
+// of Q and dO show what they are by their statistics, and keys and values by NaN here.
 template <DType kDType>
-static __device__ __noinline__ float2 EvaluatePair(const PairTile& tile, int64_t row, int64_t key,
-                                                   float product, float dp, PairSums* sums) {
+static __device__ __noinline__ void PatchPair(const PairTile& tile, int64_t row, int64_t key,
+                                              float* product, float* dp) {
   const BackwardParams& params = *tile.params;
   const Problem& p = params.problem;
   const Sequence& s = *tile.sequence;
-  const int64_t head = tile.head;
-  const int64_t kv_head = head / p.group;
-  const int64_t plane_row = QueryPlaneRow(params, s, head) + row;
-  const float lse = params.lse[plane_row];
-  const RowStatistics statistics = params.statistics[plane_row];
-  const float2 nothing = make_float2(0.0f, 0.0f);
-  if (core::GradientRowIsEmpty(lse)) return nothing;
-  const int64_t i = s.q_offset + row;
-  const int64_t j = s.kv_offset + key;
-  float bias = 0.0f;
-  if (p.bias.data != nullptr) {
-    bias = LoadElement(p.bias.data, p.bias.dtype, core::BiasOffset(p.bias, s, head, i, j));
-    if (bias == core::NegativeInfinity()) return nothing;
-  }
-  const int64_t query_word = QueryFlagWord(params, s, head, row);
+  const int64_t kv_head = tile.head / p.group;
+  const int64_t query_word = QueryFlagWord(params, s, tile.head, row);
   const int64_t key_word = KeyFlagWord(params, s, kv_head, key);
-  const bool has_flagged_key = HasFlag(params.keys.first_flags, key_word, key);
+  const bool has_query = HasFlag(params.queries.first_flags, query_word, row);
+  const bool has_dout = HasFlag(params.queries.second_flags, query_word, row);
+  const bool has_key = HasFlag(params.keys.first_flags, key_word, key);
+  const bool has_value = HasFlag(params.keys.second_flags, key_word, key);
   if constexpr (kDType == DType::kF32) {
-    if (has_flagged_key || HasFlag(params.queries.first_flags, query_word, row)) {
-      product = ProductOfRows(&p.q, core::QueryOffset(p.q, s, head, row), &p.k,
-                              core::KeyOffset(p.k, s, kv_head, key), p.qk_dim);
+    if (has_query || has_key) {
+      *product = ProductOfRows(&p.q, core::QueryOffset(p.q, s, tile.head, row), &p.k,
+                               core::KeyOffset(p.k, s, kv_head, key), p.qk_dim);
     }
-  } else if (has_flagged_key) {
-    product = core::BitsToFloat(0x7fffffffu);
-  }
-
-  float probability = 0.0f;
-  float slope = 1.0f;
-  float distance = 0.0f;
-  if (params.is_plain != 0 && (core::IsFinite(statistics.lse) || !core::IsFinite(lse))) {
-    probability = PlainProbability<kDType>(product, params.unit, statistics.lse);
+    if (has_dout || has_value) {
+      *dp = ProductOfRows(&p.dout, core::QueryOffset(p.dout, s, tile.head, row), &p.v,
+                          core::KeyOffset(p.v, s, kv_head, key), p.v_dim);
+    }
   } else {
-    float score = product * p.scale;
-    if (p.softcap > 0.0f) {
-      score = p.softcap * tanhf(score / p.softcap);
-      slope = core::SoftcapSlope(score, p.softcap);
+    if (has_key) *product = core::BitsToFloat(0x7fffffffu);
+    if (has_value) *dp = core::BitsToFloat(0x7fffffffu);
+    // An LSE too large for base 2 stands as 0: next to it only scores as large count, and P is 1.
+    const float lse = params.lse[QueryPlaneRow(params, s, tile.head) + row];
+    if (has_query && params.is_plain != 0 && core::IsFinite(lse) && !core::IsNan(*product)) {
+      const bool is_below = *product * p.scale < lse;
+      *product = core::BitsToFloat(is_below != (p.scale < 0.0f) ? 0xff800000u : 0x7f800000u);
     }
-    score += bias;
-    if (p.alibi_slopes != nullptr) {
-      const int64_t offset = i + core::DiagonalOffset(p.alibi_alignment, s) - j;
-      distance = static_cast<float>(offset < 0 ? -offset : offset);
-      score -= core::AlibiSlope(p, s, head) * distance;
-    }
-    probability = core::ProbabilityFromLse(score, lse);
   }
-
-  float weight = probability;
-  bool is_kept = true;
-  if (p.dropout.enabled != 0) {
-    const uint4 drawn = DrawWords(p.dropout, s.batch * p.q_heads + head, i, j);
-    const uint32_t low = (j & 1) != 0 ? drawn.y : drawn.x;
-    const uint32_t high = (j & 1) != 0 ? drawn.w : drawn.z;
-    is_kept = ((j & 2) != 0 ? high : low) >= p.dropout.threshold;
-    weight = is_kept ? probability * p.dropout.keep_scale : 0.0f;
-  }
-  if (!is_kept) {
-    dp = 0.0f;
-  } else {
-    const bool has_flagged_value = HasFlag(params.keys.second_flags, key_word, key);
-    if constexpr (kDType == DType::kF32) {
-      if (has_flagged_value || HasFlag(params.queries.second_flags, query_word, row)) {
-        dp = ProductOfRows(&p.dout, core::QueryOffset(p.dout, s, head, row), &p.v,
-                           core::KeyOffset(p.v, s, kv_head, key), p.v_dim);
-      }
-    } else if (has_flagged_value) {
-      dp = core::BitsToFloat(0x7fffffffu);
-    }
-    if (p.dropout.enabled != 0) dp *= p.dropout.keep_scale;
-  }
-  const float ds = core::ScoreGradient(probability, dp, statistics.offset);
-  sums->gradient += ds;
-  sums->distance_weighted += ds * distance;
-  return make_float2(weight, tile.wants_bias ? ds : ds * slope);
 }
 
-// All pairs of a lane, in the order of WarpAttention's scores. Products become factors in place.
-// sums: of the lane's rows, two of a row tile.
+// All pairs of a lane, in the order of WarpAttention's scores.
 template <DType kDType>
-static __device__ __noinline__ void EvaluatePairs(const PairTile& tile, float* products, float* dp,
-                                                  PairSums* sums) {
+static __device__ __noinline__ void PatchPairs(const PairTile& tile, float* products, float* dp) {
   const int lane = static_cast<int>(threadIdx.x % kWarpSize);
   const int64_t rows = tile.sequence->q_rows;
+  const int64_t keys = core::LocalKeys(*tile.sequence);
   for (int index = 0; index < tile.row_tiles * tile.step_tiles * 4; ++index) {
     const int e = index & 3;
     const int m = (index >> 2) / tile.step_tiles;
     const int n = (index >> 2) - m * tile.step_tiles;
-    const int kept = tile.warp_row + 16 * m + 8 * (e >> 1) + (lane >> 2);
+    const int kept = 16 * m + 8 * (e >> 1) + (lane >> 2);
     const int other = 8 * n + 2 * (lane & 3) + (e & 1);
-    const int query = tile.keeps_keys ? other : kept;
-    const int key = tile.keeps_keys ? kept : other;
-    bool is_visible = tile.first_query + query < rows;
-    if (tile.words != nullptr) {
-      const uint64_t word = tile.words[query * tile.words_per_query + key / core::kTile];
-      is_visible = is_visible && ((word >> (key % core::kTile)) & 1u) != 0;
-    }
-    float2 factors = make_float2(0.0f, 0.0f);
-    if (is_visible) {
-      factors = EvaluatePair<kDType>(tile, tile.first_query + query, tile.first_key + key,
-                                     products[index], dp[index], &sums[2 * m + (e >> 1)]);
-    }
-    products[index] = factors.x;
-    dp[index] = factors.y;
+    const int64_t row = tile.first_query + (tile.keeps_keys ? other : kept);
+    const int64_t key = tile.first_key + (tile.keeps_keys ? kept : other);
+    if (row < rows && key < keys) PatchPair<kDType>(tile, row, key, &products[index], &dp[index]);
   }
 }
 
-// The same for scores in registers.
-template <DType kDType, int kRowTiles, int kStepTiles>
-__device__ __forceinline__ void EvaluateInMemory(const PairTile& tile,
-                                                 float (&products)[kRowTiles][kStepTiles][4],
-                                                 float (&dp)[kRowTiles][kStepTiles][4],
-                                                 PairSums* sums) {
+// Calls `call(products, dp)` on copies in memory of scores in registers, and takes them back.
+template <int kRowTiles, int kStepTiles, typename Call>
+__device__ __forceinline__ void InMemory(float (&products)[kRowTiles][kStepTiles][4],
+                                         float (&dp)[kRowTiles][kStepTiles][4], Call call) {
   constexpr int kCount = kRowTiles * kStepTiles * 4;
   float memory[2][kCount];
 #pragma unroll
@@ -187,7 +136,7 @@ __device__ __forceinline__ void EvaluateInMemory(const PairTile& tile,
     memory[0][index] = products[index / 4 / kStepTiles][index / 4 % kStepTiles][index % 4];
     memory[1][index] = dp[index / 4 / kStepTiles][index / 4 % kStepTiles][index % 4];
   }
-  EvaluatePairs<kDType>(tile, memory[0], memory[1], sums);
+  call(memory[0], memory[1]);
 #pragma unroll
   for (int index = 0; index < kCount; ++index) {
     products[index / 4 / kStepTiles][index / 4 % kStepTiles][index % 4] = memory[0][index];
@@ -195,12 +144,164 @@ __device__ __forceinline__ void EvaluateInMemory(const PairTile& tile,
   }
 }
 
-// The word of visible keys of a row from local key `first_key` on; 0 for rows that are not there.
-__device__ __forceinline__ uint64_t VisibleKeys(const Problem& p, const Sequence& s, int64_t head,
-                                                int64_t row, int64_t first_key) {
-  if (row >= s.q_rows || first_key >= core::LocalKeys(s)) return 0;
-  return WordOfAllTerms(p.mask, s, head, row, first_key);
+// ---- terms ----
+
+// Softcap of scaled products; dP - D times its slope where that is wanted. A call, which spares its
+// callers the code of many hyperbolic tangents.
+static __device__ __noinline__ void CapScores(float scale, float softcap, bool has_slope, int count,
+                                              float* products, float* dp) {
+#pragma unroll 4
+  for (int index = 0; index < count; ++index) {
+    const float capped = softcap * tanhf(products[index] * scale / softcap);
+    products[index] = capped;
+    if (has_slope) dp[index] *= core::SoftcapSlope(capped, softcap);
+  }
 }
+
+// Of a row that is kept.
+struct PairSums {
+  float gradient;           // of dS
+  float distance_weighted;  // of dS times ALiBi's distance
+};
+
+// Bits of a lane's pairs, as WarpAttention's: bit 16 r + 2 n + e of word m.
+template <int kRowTiles>
+using PairBits = uint32_t[kRowTiles];
+
+// A lane's pairs: rows kept_row + 16 m + 8 r of the side that is kept, other_row + 8 n + e of the
+// other, both local.
+template <DType kDType, bool kKeepsKeys, int kRowTiles, int kStepTiles>
+class TermPairs {
+ public:
+  using Scores = float[kRowTiles][kStepTiles][4];
+  using Bits = PairBits<kRowTiles>;
+
+  __device__ TermPairs(const BackwardParams& params, const Sequence& s, int64_t head,
+                       int64_t kept_row, int64_t other_row)
+      : params_(params),
+        problem_(params.problem),
+        s_(s),
+        head_(head),
+        query_(s.q_offset + (kKeepsKeys ? other_row : kept_row)),
+        key_(s.kv_offset + (kKeepsKeys ? kept_row : other_row)) {}
+
+  // Products to P (with dropout's factor) and dS, or dS with respect to the products where
+  // `has_slope`. statistics_of(m, n, e): of the pair's row.
+  template <typename StatisticsOf>
+  __device__ __forceinline__ void Evaluate(Bits& visible, const Bits& kept, bool has_slope,
+                                           Scores& products, Scores& dp,
+                                           PairSums (&sums)[2 * kRowTiles],
+                                           StatisticsOf statistics_of) const {
+    const bool has_dropout = problem_.dropout.enabled != 0;
+    const float keep_scale = has_dropout ? problem_.dropout.keep_scale : 1.0f;
+    ForEach([&](int m, int n, int e, uint32_t bit) {
+      const bool is_kept = !has_dropout || (kept[m] & bit) != 0;
+      dp[m][n][e] = (is_kept ? dp[m][n][e] * keep_scale : 0.0f) - statistics_of(m, n, e).offset;
+    });
+    float factor = problem_.scale;
+    if (problem_.softcap > 0.0f) {
+      InMemory(products, dp, [&](float* scores, float* gradients) {
+        CapScores(factor, problem_.softcap, has_slope, kRowTiles * kStepTiles * 4, scores,
+                  gradients);
+      });
+      factor = 1.0f;
+    }
+    if (problem_.bias.data == nullptr) {
+      ForEach([&](int m, int n, int e, uint32_t) { products[m][n][e] *= factor; });
+    } else if (problem_.bias.dtype == DType::kF32) {
+      AddBias<float>(factor, visible, products, [](float value) { return value; });
+    } else {
+      const bool is_f16 = problem_.bias.dtype == DType::kF16;
+      AddBias<uint16_t>(factor, visible, products, [&](uint16_t bits) {
+        return is_f16 ? __half2float(__ushort_as_half(bits)) : core::Bf16ToFloat(bits);
+      });
+    }
+    const bool has_slopes = problem_.alibi_slopes != nullptr;
+    const float slope = has_slopes ? core::AlibiSlope(problem_, s_, head_) : 0.0f;
+    if (has_slopes) {
+      ForEach(
+          [&](int m, int n, int e, uint32_t) { products[m][n][e] -= slope * Distance(m, n, e); });
+    }
+    ForEach([&](int m, int n, int e, uint32_t bit) {
+      const float lse = statistics_of(m, n, e).lse;
+      const float x = MinKeepNan(products[m][n][e] - lse, 0.0f);
+      const float p = kDType == DType::kF32 ? expf(x) : Exp2Approximate(x * core::kLog2e);
+      // Empty rows have an LSE of +inf here, and may hold anything.
+      const bool is_visible = (visible[m] & bit) != 0 && lse != core::BitsToFloat(0x7f800000u);
+      const bool is_kept = is_visible && (!has_dropout || (kept[m] & bit) != 0);
+      products[m][n][e] = is_kept ? p * keep_scale : 0.0f;
+      dp[m][n][e] = is_visible ? p * dp[m][n][e] : 0.0f;
+    });
+    if ((kKeepsKeys ? params_.key_sums : params_.row_sums) == nullptr) return;
+    ForEach([&](int m, int n, int e, uint32_t) {
+      PairSums& sum = sums[2 * m + e / 2];
+      sum.gradient += dp[m][n][e];
+      if (has_slopes) sum.distance_weighted += dp[m][n][e] * Distance(m, n, e);
+    });
+  }
+
+ private:
+  template <typename Visit>
+  __device__ __forceinline__ void ForEach(Visit visit) const {
+#pragma unroll
+    for (int m = 0; m < kRowTiles; ++m) {
+#pragma unroll
+      for (int n = 0; n < kStepTiles; ++n) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) visit(m, n, e, 1u << (16 * (e / 2) + 2 * n + e % 2));
+      }
+    }
+  }
+
+  // |d - j|.
+  __device__ __forceinline__ float Distance(int m, int n, int e) const {
+    const int kept = 16 * m + 8 * (e / 2);
+    const int other = 8 * n + e % 2;
+    const int64_t distance = query_ + core::DiagonalOffset(problem_.alibi_alignment, s_) - key_ +
+                             (kKeepsKeys ? other - kept : kept - other);
+    return static_cast<float>(distance < 0 ? -distance : distance);
+  }
+
+  // A bias of -inf hides its pair. Where a pair is not visible nothing is read.
+  template <typename Element, typename Convert>
+  __device__ __forceinline__ void AddBias(float factor, Bits& visible, Scores& products,
+                                          Convert convert) const {
+    const Array4& bias = problem_.bias;
+    const Element* from =
+        static_cast<const Element*>(bias.data) + core::BiasOffset(bias, s_, head_, query_, key_);
+    const int64_t kept_stride = kKeepsKeys ? bias.column_stride : bias.row_stride;
+    const int64_t other_stride = kKeepsKeys ? bias.row_stride : bias.column_stride;
+#pragma unroll
+    for (int m = 0; m < kRowTiles; ++m) {
+      const uint32_t read = visible[m];
+#pragma unroll
+      for (int n = 0; n < kStepTiles; ++n) {
+        Element values[4] = {};
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          if ((read >> (16 * (e / 2) + 2 * n + e % 2) & 1u) != 0) {
+            values[e] = from[(16 * m + 8 * (e / 2)) * kept_stride + (8 * n + e % 2) * other_stride];
+          }
+        }
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          const float value = convert(values[e]);
+          products[m][n][e] = fmaf(products[m][n][e], factor, value);
+          if (value == core::NegativeInfinity()) {
+            visible[m] &= ~(1u << (16 * (e / 2) + 2 * n + e % 2));
+          }
+        }
+      }
+    }
+  }
+
+  const BackwardParams& params_;
+  const Problem& problem_;
+  const Sequence& s_;
+  const int64_t head_;
+  const int64_t query_;  // global, of the lane's first pair
+  const int64_t key_;
+};
 
 }  // namespace tandem::cuda
 

@@ -13,6 +13,11 @@ inline bool HasChunks(const core::Array4& array, int64_t dim) {
          reinterpret_cast<uintptr_t>(array.data) % 16 == 0;
 }
 
+// And whether those of the keys and values of a problem can.
+inline bool HasKeyChunks(const core::Problem& p) {
+  return HasChunks(p.k, p.qk_dim) && HasChunks(p.v, p.v_dim);
+}
+
 // Launches params.items blocks, fewer than 2^31: their outputs alone would take terabytes.
 inline cudaError_t LaunchItems(const void* kernel, ForwardParams& params, int threads,
                                int shared_bytes, cudaStream_t stream) {

@@ -149,6 +149,15 @@ __global__ void __launch_bounds__(32 * kMergeWarps, kTurns* kColumns > 32 ? 2 : 
   if (threadIdx.x == 0) StoreLse(p, s, head, row, end.lse);
 }
 
+// The merge with as few turns as the splits of a problem need.
+template <int kColumns>
+const void* MergeKernel(const ForwardParams& params) {
+  constexpr int kMostTurns = static_cast<int>(kMostSplits) / kMergeWarps;
+  return params.partials.splits <= kMergeWarps
+             ? reinterpret_cast<const void*>(&MergeSplitsKernel<1, kColumns>)
+             : reinterpret_cast<const void*>(&MergeSplitsKernel<kMostTurns, kColumns>);
+}
+
 }  // namespace
 
 cudaError_t LaunchSplitPlanes(const ForwardParams& params, cudaStream_t stream) {
@@ -184,11 +193,8 @@ cudaError_t LaunchMergeSplits(const ForwardParams& params, cudaStream_t stream) 
   if (blocks > INT32_MAX) return cudaErrorInvalidConfiguration;
   // Its blocks come up while the last splits are at work. Only where the code for sm_90 is what
   // runs: other code has no WaitForEarlierLaunch.
-  int device = 0;
   int major = 0;
-  cudaError_t error = cudaGetDevice(&device);
-  if (error != cudaSuccess) return error;
-  error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  const cudaError_t error = GetDeviceAttribute(cudaDevAttrComputeCapabilityMajor, &major);
   if (error != cudaSuccess) return error;
   cudaLaunchAttribute attribute = {};
   attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
@@ -202,18 +208,9 @@ cudaError_t LaunchMergeSplits(const ForwardParams& params, cudaStream_t stream) 
   config.numAttrs = major == 9 ? 1 : 0;
   ForwardParams argument = params;
   void* arguments[] = {&argument};
-  constexpr int kMostTurns = static_cast<int>(kMostSplits) / kMergeWarps;
   constexpr int kMostColumns = kMaxHeadDim / 32;
-  const bool has_one_turn = params.partials.splits <= kMergeWarps;
-  const bool is_narrow = p.v_dim <= 32 * kMostColumns / 2;
-  const void* kernel =
-      is_narrow
-          ? (has_one_turn
-                 ? reinterpret_cast<const void*>(&MergeSplitsKernel<1, kMostColumns / 2>)
-                 : reinterpret_cast<const void*>(&MergeSplitsKernel<kMostTurns, kMostColumns / 2>))
-          : (has_one_turn
-                 ? reinterpret_cast<const void*>(&MergeSplitsKernel<1, kMostColumns>)
-                 : reinterpret_cast<const void*>(&MergeSplitsKernel<kMostTurns, kMostColumns>));
+  const void* kernel = p.v_dim <= kMaxHeadDim / 2 ? MergeKernel<kMostColumns / 2>(params)
+                                                  : MergeKernel<kMostColumns>(params);
   return cudaLaunchKernelExC(&config, kernel, arguments);
 }
 

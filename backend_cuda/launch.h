@@ -10,6 +10,13 @@
 
 namespace tandem::cuda {
 
+// An attribute of the current device.
+inline cudaError_t GetDeviceAttribute(cudaDeviceAttr attribute, int* value) {
+  int device = 0;
+  const cudaError_t error = cudaGetDevice(&device);
+  return error != cudaSuccess ? error : cudaDeviceGetAttribute(value, attribute, device);
+}
+
 // The forward pass of the sequences that are not short, and of those that are, up to the merge of
 // their splits. kHeadDim: HeadDimBucket(max(Dqk, Dv)). params: problem and workspace are set.
 template <core::DType kDType, int kHeadDim>

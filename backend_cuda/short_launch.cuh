@@ -22,7 +22,7 @@ cudaError_t LaunchForwardShort(ForwardParams params, cudaStream_t stream) {
   params.key_steps = steps(p.k.row_stride);
   params.value_steps = steps(p.v.row_stride);
   params.has_mask_terms = core::HasTerms(p.mask);
-  params.has_chunks = HasChunks(p.k, p.qk_dim) && HasChunks(p.v, p.v_dim);
+  params.has_chunks = HasKeyChunks(p);
   return LaunchItems(reinterpret_cast<const void*>(&ShortKernel<kDType, kHeadDim>), params,
                      Block::kPolicy.threads, Block::kSharedBytes, stream);
 }

@@ -54,7 +54,7 @@ cudaError_t LaunchForwardTiles(ForwardParams params, cudaStream_t stream) {
   };
   params.key_steps = steps(p.k.row_stride);
   params.value_steps = steps(p.v.row_stride);
-  params.has_chunks = kIsF32 || (HasChunks(p.k, p.qk_dim) && HasChunks(p.v, p.v_dim));
+  params.has_chunks = kIsF32 || HasKeyChunks(p);
   params.score_scale = ScaleBy(p.scale < 0.0f ? -p.scale : p.scale);
   const bool has_ordinary_scores = HasOrdinaryScores(p);
   // The sign of a scale is moved into Q, but for f32.
@@ -63,11 +63,8 @@ cudaError_t LaunchForwardTiles(ForwardParams params, cudaStream_t stream) {
   }
   if constexpr (!kIsF32) {
     params.bias_bytes = StagedBiasBytes(p, kPolicy.block_keys);
-    int device = 0;
     int most = 0;
-    cudaError_t error = cudaGetDevice(&device);
-    if (error != cudaSuccess) return error;
-    error = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+    const cudaError_t error = GetDeviceAttribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, &most);
     if (error != cudaSuccess) return error;
     if (ForwardSharedBytes(kPolicy, params.bias_bytes) > most) params.bias_bytes = 0;
     if (has_ordinary_scores && params.bias_bytes != 0) {

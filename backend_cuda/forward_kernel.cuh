@@ -4,8 +4,8 @@
 // A block serves `block_rows` query rows of one head of one sequence and walks over the key tiles
 // that these rows may see: it classifies tiles in chunks of one per thread and keeps the visible
 // ones in a list. K and V tiles take turns: each is loaded asynchronously while the one before it
-// is multiplied; with a K tile come the dense mask's words
-// and the bias of the step.
+// is multiplied; with a K tile come the dense mask's words and the bias of the step. Steps that are
+// like most have a loop of their own (VisitWholeSteps), the others the general step (VisitTile).
 //
 // NaN and infinity in V at hidden pairs would reach the output as 0 * NaN. That is not looked for
 // in advance: a block whose output has a NaN starts again on the careful path, which takes such
@@ -16,61 +16,17 @@
 #ifndef TANDEM_BACKEND_CUDA_FORWARD_KERNEL_CUH_
 #define TANDEM_BACKEND_CUDA_FORWARD_KERNEL_CUH_
 
-#include "backend_cuda/row_output.cuh"
-#include "backend_cuda/warp_attention.cuh"
-#include "core/mask_tiles.h"
+#include "backend_cuda/forward_state.cuh"
+#include "backend_cuda/warp_output.cuh"
 
 namespace tandem::cuda {
-
-// What hides pairs of a listed tile.
-inline constexpr int kStructuredPart = 1;
-inline constexpr int kDensePart = 2;
-inline constexpr int kHiddenMask = kStructuredPart | kDensePart;
-// What the split planes of f32 cannot serve, of a listed tile.
-inline constexpr int kFlaggedKeys = 4;
-inline constexpr int kFlaggedValues = 8;
-// The tile reaches beyond the last key.
-inline constexpr int kCut = 16;
-inline constexpr int kPropertyBits = 5;
-
-// What the threads of a block share beside the tiles. What is the same for all of them but not
-// needed in the inner loops is here too, to spare registers.
-struct alignas(16) BlockState {
-  core::Sequence sequence;
-  int64_t head;
-  int64_t first_row;
-  int64_t rows_end;
-  int64_t tile_begin;  // the key tiles that these rows may see
-  int64_t tile_end;
-  RowSource keys;
-  RowSource values;
-  const char* bias;             // where its tiles are staged, of the first row and key 0
-  uint64_t visible_words[128];  // of the step's rows, in quad order
-  uint64_t query_flags[2];      // rows that the split products cannot serve (f32)
-  int32_t warp_counts[4];
-  uint16_t
-      list[128];  // key tiles to visit: (tile - first of the chunk) << kPropertyBits | properties
-};
-
-// Bytes from row to row of a staged bias tile; the padding keeps the rows of a fragment in
-// different banks.
-__host__ __device__ constexpr int BiasPitch(int bias_bytes) {
-  return 64 * bias_bytes + (bias_bytes == 2 ? 16 : 32);
-}
-
-constexpr int ForwardSharedBytes(const TilePolicy& policy, int bias_bytes) {
-  const int bias = bias_bytes == 0 ? 0 : policy.block_rows * BiasPitch(bias_bytes);
-  return policy.query_bytes + 2 * policy.tile_bytes + bias + static_cast<int>(sizeof(BlockState));
-}
-
-// What a kernel is compiled for. kHiding: terms change a score only by hiding it, and the scale is
-// an ordinary number; kBias: also a bias of staged tiles; kAny: everything.
-enum class ScoreTerms { kHiding, kBias, kAny };
 
 template <DType kDType, int kHeadDim, ScoreTerms kTerms>
 class ForwardBlock {
  public:
-  static constexpr bool kIsPlain = kTerms == ScoreTerms::kHiding;
+  static constexpr bool kIsPlain =
+      kTerms == ScoreTerms::kStructured || kTerms == ScoreTerms::kHiding;
+  static constexpr bool kMayBeDense = kTerms != ScoreTerms::kStructured;
   static constexpr TilePolicy kPolicy = ForwardPolicy(kDType, kHeadDim);
   static constexpr int kKeyTiles = kPolicy.block_keys / 8;
   using Warp = WarpAttention<kDType, kHeadDim, kPolicy.row_tiles, kKeyTiles>;
@@ -108,7 +64,9 @@ class ForwardBlock {
     if (threadIdx.x == 0) SetUp(s, head, first_row);
     __syncthreads();
     if (is_short) {
-      WriteRowsBeyondShort();
+      // The kernel of short queries leaves rows that do not exist.
+      WriteEmptyRows(problem_, s, head, core::Max<int64_t>(first_row, MaxShortRows(problem_.group)),
+                     state_.rows_end);
       return;
     }
     if (kIsF32) StartQuery(s, head, first_row);
@@ -163,10 +121,18 @@ class ForwardBlock {
                                      sequence.kv_offset) *
                         params_.bias_bytes;
     }
+    const int rows = static_cast<int>(state_.rows_end - first_row);
+    const RowIntervals intervals = FindRowIntervals(problem_.mask, sequence, head, first_row, rows);
     const core::Interval hull =
-        core::VisibleKeyHull(problem_.mask, sequence, head, state_.first_row, state_.rows_end);
+        intervals.are_all_terms
+            ? intervals.Hull()
+            : core::VisibleKeyHull(problem_.mask, sequence, head, first_row, state_.rows_end);
+    const core::Interval common = intervals.Common(rows);
+    state_.intervals = intervals;
     state_.tile_begin = hull.begin / kPolicy.block_keys;
     state_.tile_end = core::CeilDiv<int64_t>(hull.end, kPolicy.block_keys);
+    state_.full_begin = core::CeilDiv<int64_t>(common.begin, kPolicy.block_keys);
+    state_.full_end = common.end / kPolicy.block_keys;
   }
 
   __device__ __forceinline__ RowSource PlaneSource(const SplitTensor& tensor, const Sequence& s,
@@ -182,6 +148,17 @@ class ForwardBlock {
   }
 
   __device__ __forceinline__ void StartQuery(const Sequence& s, int64_t head, int64_t first_row) {
+    if (!kIsF32 && params_.has_whole_rows != 0 && first_row + kPolicy.block_rows <= s.q_rows) {
+      using QueryColumn = ChunkColumn<kHeadDim, kPolicy.block_rows, kPolicy.threads>;
+      const int64_t row_bytes = problem_.q.row_stride * 2;
+      const char* rows = static_cast<const char*>(problem_.q.data) +
+                         core::QueryOffset(problem_.q, s, head, first_row) * 2;
+      QueryColumn::CopyWhole(QueryColumn::Target(SharedAddress(shared_), threadIdx.x),
+                             QueryColumn::Source(rows, row_bytes, kHeadDim, threadIdx.x),
+                             QueryColumn::kRowStep * row_bytes);
+      CommitCopies();
+      return;
+    }
     const RowSource source = MakeRowSource<kDType>(
         problem_.q, core::QueryOffset(problem_.q, s, head, 0), problem_.qk_dim);
     StageTile<kDType, kHeadDim, kPolicy.block_rows, kPolicy.threads, TileUse::kScores>(
@@ -194,6 +171,7 @@ class ForwardBlock {
                                 threadIdx.x);
     value_chunk_ = Column::Source(state_.values.base, state_.values.row_stride * 2,
                                   state_.values.columns, threadIdx.x);
+    if (IsDense()) state_.dense_rows[threadIdx.x] = DenseRow();
     Column::ClearBeyond(Slot(0), state_.keys.columns, threadIdx.x);
     Column::ClearBeyond(Slot(1), state_.values.columns, threadIdx.x);
   }
@@ -233,12 +211,20 @@ class ForwardBlock {
     bool is_listed = false;
     int properties = 0;
     if (tile < state_.tile_end) {
-      const core::TileClasses classes = core::ClassifyTerms(
-          problem_.mask, state_.sequence, state_.head, state_.first_row, state_.rows_end,
-          tile * kPolicy.block_keys, (tile + 1) * kPolicy.block_keys);
-      is_listed = core::CombineTerms(classes.structured, classes.dense) != core::TileClass::kEmpty;
-      if (classes.structured == core::TileClass::kPartial) properties |= kStructuredPart;
-      if (classes.dense == core::TileClass::kPartial) properties |= kDensePart;
+      if (state_.intervals.are_all_terms && !IsDense()) {
+        is_listed = true;
+        if (tile < state_.full_begin || tile >= state_.full_end) properties = kIntervalPart;
+      } else {
+        const core::TileClasses classes = core::ClassifyTerms(
+            problem_.mask, state_.sequence, state_.head, state_.first_row, state_.rows_end,
+            tile * kPolicy.block_keys, (tile + 1) * kPolicy.block_keys);
+        is_listed =
+            core::CombineTerms(classes.structured, classes.dense) != core::TileClass::kEmpty;
+        if (classes.structured == core::TileClass::kPartial) {
+          properties |= state_.intervals.are_all_terms ? kIntervalPart : kStructuredPart;
+        }
+        if (kMayBeDense && classes.dense == core::TileClass::kPartial) properties |= kDensePart;
+      }
       if ((tile + 1) * kPolicy.block_keys > core::LocalKeys(state_.sequence)) properties |= kCut;
       if constexpr (kIsF32) {
         if (is_listed) {
@@ -260,6 +246,7 @@ class ForwardBlock {
     }
     if (is_listed)
       state_.list[position] = static_cast<uint16_t>(threadIdx.x << kPropertyBits | properties);
+    if (threadIdx.x == 0) state_.list[count] = kCut;
     list_count_ = count;
     list_begin_ = static_cast<uint32_t>(begin);
     __syncthreads();
@@ -274,8 +261,7 @@ class ForwardBlock {
       return static_cast<int64_t>(index) * kPolicy.block_keys;
     }
   };
-  __device__ __forceinline__ Tile ListedTile(int step) const {
-    const uint32_t entry = state_.list[step];
+  __device__ __forceinline__ Tile ListedTile(uint32_t entry) const {
     return {list_begin_ + (entry >> kPropertyBits), entry & ((1u << kPropertyBits) - 1)};
   }
 
@@ -290,10 +276,12 @@ class ForwardBlock {
           state_.keys, tile.FirstKey(), core::LocalKeys(state_.sequence), Slot(0), nullptr,
           threadIdx.x);
     }
-    if ((tile.properties & kDensePart) != 0) StageDenseWords(tile.FirstKey());
+    if (kMayBeDense && (tile.properties & kDensePart) != 0 && HasWholeWords()) {
+      StageDenseWords(tile.FirstKey());
+    }
     if constexpr (!kIsPlain) {
-      if (params_.bias_bytes == 2) StageBias<2>(tile.FirstKey());
-      if (params_.bias_bytes == 4) StageBias<4>(tile.FirstKey());
+      if (params_.bias_bytes == 2) StageBias<2, false>(tile.FirstKey());
+      if (params_.bias_bytes == 4) StageBias<4, false>(tile.FirstKey());
     }
     CommitCopies();
   }
@@ -337,21 +325,33 @@ class ForwardBlock {
     return (state_.sequence.kv_offset & 63) == 0;
   }
 
-  __device__ __forceinline__ void StageDenseWords(int64_t first_key) {
-    if (!HasWholeWords() || threadIdx.x >= kPolicy.block_rows) return;
+  __device__ __forceinline__ bool IsDense() const {
+    return kMayBeDense && problem_.mask.dense.words != nullptr;
+  }
+  // Where the words of this thread's row are, of the sequence's first key; null: it has none.
+  __device__ __forceinline__ const uint64_t* DenseRow() const {
     const Sequence& s = state_.sequence;
     const core::DenseBits& dense = problem_.mask.dense;
     const int64_t row = state_.first_row + threadIdx.x;
     const int64_t i = s.q_offset + row;
-    const int64_t j = s.kv_offset + first_key;
-    const bool is_there = row < state_.rows_end && i < dense.q_extent && j < dense.kv_extent;
-    const int64_t index =
-        is_there ? core::DenseWordIndex(dense, s.batch, state_.head, i, j >> 6) : 0;
-    CopyAsync8(SharedAddress(&state_.visible_words[threadIdx.x]), dense.words + index,
+    if (threadIdx.x >= kPolicy.block_rows || row >= state_.rows_end || i >= dense.q_extent) {
+      return nullptr;
+    }
+    return dense.words + core::DenseWordIndex(dense, s.batch, state_.head, i, s.kv_offset >> 6);
+  }
+
+  __device__ __forceinline__ void StageDenseWords(int64_t first_key) {
+    if (threadIdx.x >= kPolicy.block_rows) return;
+    const core::DenseBits& dense = problem_.mask.dense;
+    const uint64_t* row = state_.dense_rows[threadIdx.x];
+    const bool is_there = row != nullptr;
+    CopyAsync8(SharedAddress(&state_.visible_words[threadIdx.x]),
+               is_there ? row + (first_key >> 6) * dense.word_stride : dense.words,
                is_there ? 8 : 0);
   }
 
-  template <int kBytes>
+  // kIsWhole: all of the block's rows and the tile's keys are there.
+  template <int kBytes, bool kIsWhole>
   __device__ __forceinline__ void StageBias(int64_t first_key) {
     constexpr int kRowChunks = kPolicy.block_keys * kBytes / 16;
     constexpr int kStep = kPolicy.threads / kRowChunks;
@@ -364,31 +364,38 @@ class ForwardBlock {
         SharedAddress(shared_ + kBiasOffset) + first * BiasPitch(kBytes) + chunk * 16;
     const int rows = static_cast<int>(state_.rows_end - state_.first_row);
     const int64_t size = (core::LocalKeys(state_.sequence) - first_key) * kBytes - chunk * 16;
-    if (rows == kPolicy.block_rows && size >= 16) {
+    if (kIsWhole || (rows == kPolicy.block_rows && size >= 16)) {
 #pragma unroll
       for (int i = 0; i < kPasses; ++i) {
         CopyAsync16(target + i * kStep * BiasPitch(kBytes), from + i * kStep * row_bytes);
       }
       return;
     }
+    if constexpr (!kIsWhole) {
 #pragma unroll 1
-    for (int i = 0; i < kPasses; ++i) {
-      const bool is_there = first + i * kStep < rows && size > 0;
-      const uint32_t row_target = target + i * kStep * BiasPitch(kBytes);
-      if (is_there && size < 16) {
-        StagePartialChunk(row_target, from + i * kStep * row_bytes, static_cast<int>(size), kBytes);
-      } else {
-        CopyAsync16(row_target, is_there ? from + i * kStep * row_bytes : state_.bias,
-                    is_there ? 16 : 0);
+      for (int i = 0; i < kPasses; ++i) {
+        const bool is_there = first + i * kStep < rows && size > 0;
+        const uint32_t row_target = target + i * kStep * BiasPitch(kBytes);
+        if (is_there && size < 16) {
+          StagePartialChunk(row_target, from + i * kStep * row_bytes, static_cast<int>(size),
+                            kBytes);
+        } else {
+          CopyAsync16(row_target, is_there ? from + i * kStep * row_bytes : state_.bias,
+                      is_there ? 16 : 0);
+        }
       }
     }
   }
 
-  // The word of this thread's row by the terms that are not copied, in quad order.
+  // Whether a tile has words that are neither copied nor row intervals.
+  __device__ __forceinline__ bool HasComputedWords(const Tile& tile) const {
+    return (tile.properties & kStructuredPart) != 0 ||
+           (kMayBeDense && (tile.properties & kDensePart) != 0 && !HasWholeWords());
+  }
+  // That of this thread's row, in quad order.
   __device__ __forceinline__ uint64_t ComputedWord(const Tile& tile) const {
     const int64_t row = state_.first_row + threadIdx.x;
     if (threadIdx.x >= kPolicy.block_rows || row >= state_.rows_end) return 0;
-    if ((tile.properties & kStructuredPart) == 0 && HasWholeWords()) return ~uint64_t{0};
     const Sequence& s = state_.sequence;
     const int64_t first_key = tile.FirstKey() & ~int64_t{63};
     return core::ToQuadOrder(
@@ -398,8 +405,7 @@ class ForwardBlock {
   // Puts it where the block reads it; this thread's own copy of the dense word has arrived.
   __device__ __forceinline__ void StoreWord(const Tile& tile, uint64_t word) {
     if (threadIdx.x >= kPolicy.block_rows) return;
-    if ((tile.properties & kStructuredPart) == 0 && HasWholeWords()) return;
-    if ((tile.properties & kDensePart) != 0 && HasWholeWords()) {
+    if (kMayBeDense && (tile.properties & kDensePart) != 0 && HasWholeWords()) {
       word &= state_.visible_words[threadIdx.x];
     }
     state_.visible_words[threadIdx.x] = word;
@@ -409,9 +415,10 @@ class ForwardBlock {
 
   __device__ __forceinline__ void VisitTiles(bool is_careful) {
     warp_state_.Reset();
+    const bool has_whole_steps = HasWholeSteps();
     for (int64_t first = state_.tile_begin; first < state_.tile_end; first += kPolicy.threads) {
       ListVisibleTiles(first);
-      Tile tile = ListedTile(0);
+      Tile tile = ListedTile(state_.list[0]);
       if (list_count_ != 0) {
         StartKeys(tile);
       } else {
@@ -419,8 +426,13 @@ class ForwardBlock {
       }
       if (first == state_.tile_begin && !is_careful) FinishQuery();
       for (int step = 0; step < list_count_; ++step) {
+        if (has_whole_steps && !is_careful) {
+          step = VisitWholeSteps<false>(step);
+          if constexpr (kIsPlain && kMayBeDense) step = VisitWholeSteps<true>(step);
+          tile = ListedTile(state_.list[step]);
+        }
         const bool has_next = step + 1 < list_count_;
-        const Tile next = ListedTile(has_next ? step + 1 : step);
+        const Tile next = ListedTile(state_.list[has_next ? step + 1 : step]);
         VisitTile(tile, has_next, next, is_careful);
         tile = next;
       }
@@ -429,13 +441,79 @@ class ForwardBlock {
     WaitCopies<0>();  // of Q, where nothing is visible
   }
 
+  // Whether the steps of this block can be whole steps.
+  __device__ __forceinline__ bool HasWholeSteps() const {
+    if constexpr (kIsF32 || kTerms == ScoreTerms::kAny) return false;
+    if (params_.has_whole_rows == 0 || (IsDense() && !HasWholeWords())) return false;
+    return kIsPlain || (problem_.bias.dtype == kDType && !IsDense() &&
+                        state_.rows_end - state_.first_row == kPolicy.block_rows);
+  }
+
+  // Whole steps from `step` on: nothing but words of the dense term (kHasWords, else not even they)
+  // hides pairs of the tile, and all keys of the next one exist. They are most steps of most
+  // problems, and their loop has one branch, that of UpdateSoftmax. Returns the first other step.
+  template <bool kHasWords>
+  __device__ __forceinline__ int VisitWholeSteps(int step) {
+    constexpr uint32_t kProperties = (1u << kPropertyBits) - 1;
+    const auto is_whole = [](uint32_t entry, uint32_t next) {
+      if constexpr (!kHasWords) return ((entry & kProperties) | (next & (kCut | kDensePart))) == 0;
+      return ((entry & kProperties & ~kDensePart) | (next & kCut)) == 0 &&
+             ((entry | next) & kDensePart) != 0;
+    };
+    uint32_t entry = state_.list[step];
+    uint32_t next = state_.list[step + 1];
+    if (kHasWords && (entry & kDensePart) == 0) return step;  // they have not been copied
+    while (is_whole(entry, next)) {
+      WaitCopies<0>();
+      __syncthreads();
+      CopyWhole(value_chunk_, params_.value_steps, entry, kPolicy.tile_bytes);
+      CommitCopies();
+      entry = next;
+      ++step;
+      next = state_.list[step + 1];
+      typename Warp::Scores scores;
+      Warp::template MultiplyQueryKey<kPolicy.query_in_registers>(
+          query_address_, kQueryPlaneBytes, query_, key_address_, kTilePlaneBytes, scores);
+      if constexpr (!kIsPlain) {
+        ForEachStagedBias<kDType>([&](int m, int n, int e, float bias) {
+          scores[m][n][e] = fmaf(scores[m][n][e], ScaleOfProducts(), bias);
+        });
+      }
+      if constexpr (kHasWords) {
+        typename Warp::Bits bits;
+        LoadBits({0, kDensePart}, bits);
+        Warp::HideScores(scores, bits);
+      }
+      warp_state_.UpdateSoftmax(scores, Scale());
+      typename Warp::Probabilities packed;
+      Warp::PackProbabilities(scores, packed);
+      WaitCopies<0>();
+      __syncthreads();
+      CopyWhole(key_chunk_, params_.key_steps, entry, 0);
+      const int64_t first_key = ListedTile(entry).FirstKey();
+      if constexpr (kHasWords) StageDenseWords(first_key);
+      if constexpr (!kIsPlain) StageBias<2, true>(first_key);
+      CommitCopies();
+      warp_state_.MultiplyProbabilityValue(packed, value_address_, kTilePlaneBytes);
+    }
+    return step;
+  }
+
+  __device__ __forceinline__ void CopyWhole(const char* from, const CopySteps& steps,
+                                            uint32_t entry, int offset) const {
+    Column::CopyWhole(chunk_address_ + offset,
+                      from + static_cast<int64_t>(ListedTile(entry).index) * steps.step,
+                      steps.pass);
+  }
+
   // While K is multiplied V is under way, and the next K while V is.
   __device__ __forceinline__ void VisitTile(const Tile& tile, bool has_next, const Tile& next,
                                             bool is_careful) {
     const bool is_partial = (tile.properties & kHiddenMask) != 0;
-    const uint64_t word = is_partial ? ComputedWord(tile) : 0;
+    const bool has_computed_words = is_partial && HasComputedWords(tile);
+    const uint64_t word = has_computed_words ? ComputedWord(tile) : 0;
     WaitCopies<0>();
-    if (is_partial) StoreWord(tile, word);
+    if (has_computed_words) StoreWord(tile, word);
     __syncthreads();
     StartValues(tile);
     typename Warp::Scores scores;
@@ -443,7 +521,7 @@ class ForwardBlock {
         query_address_, kQueryPlaneBytes, query_, key_address_, kTilePlaneBytes, scores);
     typename Warp::Bits bits;
     if (kTerms == ScoreTerms::kAny || kIsF32 || is_partial || is_careful) {
-      LoadBits(tile.FirstKey(), is_partial, bits);
+      LoadBits(tile, bits);
     }
     if constexpr (kIsF32) {
       const bool is_flagged = (tile.properties & kFlaggedKeys) != 0 ||
@@ -496,11 +574,13 @@ class ForwardBlock {
   }
 
   // This lane's visible pairs. In a full tile all of them, but for rows beyond the tensor's.
-  __device__ __forceinline__ void LoadBits(int64_t first_key, bool is_partial,
-                                           typename Warp::Bits& bits) const {
+  __device__ __forceinline__ void LoadBits(const Tile& tile, typename Warp::Bits& bits) const {
+    const bool has_words = (tile.properties & (kStructuredPart | kDensePart)) != 0;
+    const bool has_intervals = (tile.properties & kIntervalPart) != 0;
     // A step of fewer than 64 keys takes its part of the word.
     const int shift =
-        kPolicy.block_keys == core::kTile ? 0 : static_cast<int>(first_key % core::kTile) / 4;
+        kPolicy.block_keys == core::kTile ? 0 : static_cast<int>(tile.FirstKey() % core::kTile) / 4;
+    const LaneIntervals intervals(state_.intervals, tile.FirstKey() + 2 * (lane_ & 3));
 #pragma unroll
     for (int m = 0; m < kPolicy.row_tiles; ++m) {
       bits[m] = 0;
@@ -508,9 +588,13 @@ class ForwardBlock {
       for (int r = 0; r < 2; ++r) {
         const int row = warp_ * kWarpRows + Warp::LaneRow(m, r);
         uint32_t part = 0xffffu;
-        if (is_partial) {
+        if (has_words) {
           part = reinterpret_cast<const uint16_t*>(&state_.visible_words[row])[lane_ & 3] >> shift;
-        } else if ((!kIsPlain || kIsF32) && state_.first_row + row >= state_.rows_end) {
+        }
+        if (has_intervals) {
+          part &= intervals.Row(row, Warp::BitsBelow);
+        } else if (!has_words && (!kIsPlain || kIsF32) &&
+                   state_.first_row + row >= state_.rows_end) {
           part = 0;
         }
         bits[m] |= part << (16 * r);
@@ -665,84 +749,11 @@ class ForwardBlock {
 
   // ---- results ----
 
-  // Where a warp keeps chunk `chunk` of 8 normalised f32 columns of its row `n` before they are
-  // stored, in the place of the tiles. Rows of a fragment lie in different banks.
-  __device__ __forceinline__ float* OutputChunk(int n, int chunk) const {
-    const int swizzled = chunk ^ (n & (core::Min(kChunks, 8) - 1));
-    return reinterpret_cast<float*>(shared_) + ((warp_ * kWarpRows + n) * kChunks + swizzled) * 8;
-  }
-
   __device__ __forceinline__ void WriteRows() {
     static_assert(kPolicy.block_rows * kHeadDim * 4 <= kStateOffset,
                   "the output does not fit the place of the tiles");
-    const Sequence& s = state_.sequence;
-    warp_state_.FinishSums();
-#pragma unroll
-    for (int m = 0; m < kPolicy.row_tiles; ++m) {
-#pragma unroll
-      for (int r = 0; r < 2; ++r) {
-        const int n = Warp::LaneRow(m, r);
-        const int64_t row = state_.first_row + warp_ * kWarpRows + n;
-        if (row >= s.q_rows) continue;
-        const RowEnd end =
-            FinishRow(problem_, s, state_.head, row, warp_state_.maximum[m][r] * Scale().scale,
-                      warp_state_.sum[m][r]);
-        if ((lane_ & 3) == 0) StoreLse(problem_, s, state_.head, row, end.lse);
-#pragma unroll
-        for (int chunk = 0; chunk < kHeadDim / 8; ++chunk) {
-          const float low = warp_state_.output[m][chunk][2 * r] * end.factor;
-          const float high = warp_state_.output[m][chunk][2 * r + 1] * end.factor;
-          *reinterpret_cast<float2*>(OutputChunk(n, chunk) + 2 * (lane_ & 3)) =
-              end.is_empty ? make_float2(0.0f, 0.0f) : make_float2(low, high);
-        }
-      }
-    }
-    __syncwarp();
-    const Array4& out = problem_.out;
-    const int64_t first_row = state_.first_row + warp_ * kWarpRows;
-    const int64_t offset = core::QueryOffset(out, s, state_.head, first_row);
-    const int rows = static_cast<int>(core::Clamp<int64_t>(s.q_rows - first_row, 0, kWarpRows));
-    const bool is_vector =
-        out.dtype != DType::kF32 && out.column_stride == 1 && problem_.v_dim % 8 == 0 &&
-        out.row_stride % 8 == 0 &&
-        reinterpret_cast<uintptr_t>(static_cast<uint16_t*>(out.data) + offset) % 16 == 0;
-    if (is_vector) {
-      constexpr int kPassRows = kWarpSize / kChunks;
-      const int chunk = lane_ % kChunks;
-      if (8 * chunk >= problem_.v_dim) return;
-      uint16_t* to =
-          static_cast<uint16_t*>(out.data) + offset + lane_ / kChunks * out.row_stride + 8 * chunk;
-#pragma unroll 4
-      for (int n = lane_ / kChunks; n < rows; n += kPassRows) {
-        const float4* from = reinterpret_cast<const float4*>(OutputChunk(n, chunk));
-        const float4 low = from[0];
-        const float4 high = from[1];
-        *reinterpret_cast<uint4*>(to) = make_uint4(PackPair<kMathType<kDType>>(low.x, low.y),
-                                                   PackPair<kMathType<kDType>>(low.z, low.w),
-                                                   PackPair<kMathType<kDType>>(high.x, high.y),
-                                                   PackPair<kMathType<kDType>>(high.z, high.w));
-        to += kPassRows * out.row_stride;
-      }
-      return;
-    }
-    for (int n = 0; n < rows; ++n) {
-      for (int column = lane_; column < problem_.v_dim; column += kWarpSize) {
-        StoreElement(out.data, out.dtype, offset + n * out.row_stride + column * out.column_stride,
-                     OutputChunk(n, column / 8)[column % 8]);
-      }
-    }
-  }
-
-  // Rows of a short sequence that do not exist and that the kernel of short queries leaves.
-  __device__ __forceinline__ void WriteRowsBeyondShort() {
-    const Sequence& s = state_.sequence;
-    const int64_t begin = core::Max<int64_t>(state_.first_row, MaxShortRows(problem_.group));
-    for (int64_t row = begin + warp_; row < state_.rows_end; row += kPolicy.threads / kWarpSize) {
-      for (int64_t column = lane_; column < problem_.v_dim; column += kWarpSize) {
-        StoreOutput(problem_, s, state_.head, row, column, 0.0f);
-      }
-      if (lane_ == 0) StoreLse(problem_, s, state_.head, row, core::NegativeInfinity());
-    }
+    WriteWarpRows(problem_, state_.sequence, state_.head, state_.first_row + warp_ * kWarpRows,
+                  Scale().scale, warp_state_, shared_ + warp_ * kWarpRows * kHeadDim * 4);
   }
 
   const ForwardParams& params_;

@@ -98,7 +98,8 @@ struct ForwardParams {
   int64_t section_heads;   // heads whose row blocks are served together, longest first
   int32_t has_mask_terms;  // of the problem's mask
   int32_t bias_bytes;      // of an element, where tiles of the bias are staged; else 0
-  int32_t has_chunks;      // rows of K and V are whole 16-byte chunks at multiples of 16 bytes
+  int32_t has_chunks;      // rows of K and V are whole 16-byte chunks at multiples of 16 bytes,
+  int32_t has_whole_rows;  // and so are those of Q, and all are as long as a tile's
 };
 
 TANDEM_HD int64_t PartialIndex(const PartialResults& partials, int64_t q_heads, int64_t batch,

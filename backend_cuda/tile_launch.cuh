@@ -55,10 +55,18 @@ cudaError_t LaunchForwardTiles(ForwardParams params, cudaStream_t stream) {
   params.key_steps = steps(p.k.row_stride);
   params.value_steps = steps(p.v.row_stride);
   params.has_chunks = kIsF32 || HasKeyChunks(p);
+  params.has_whole_rows =
+      params.has_chunks && HasChunks(p.q, p.qk_dim) && p.qk_dim == kHeadDim && p.v_dim == kHeadDim;
   params.score_scale = ScaleBy(p.scale < 0.0f ? -p.scale : p.scale);
   const bool has_ordinary_scores = HasOrdinaryScores(p);
   // The sign of a scale is moved into Q, but for f32.
   if (has_ordinary_scores && p.bias.data == nullptr && (!kIsF32 || p.scale > 0.0f)) {
+    // f32 has one kernel for both: its steps are long enough not to mind.
+    if constexpr (!kIsF32) {
+      if (p.mask.dense.words == nullptr) {
+        return LaunchTiles<kDType, kHeadDim, ScoreTerms::kStructured>(params, stream);
+      }
+    }
     return LaunchTiles<kDType, kHeadDim, ScoreTerms::kHiding>(params, stream);
   }
   if constexpr (!kIsF32) {

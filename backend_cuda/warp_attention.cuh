@@ -282,13 +282,22 @@ class WarpAttention {
     return 16 * m + 8 * r + static_cast<int>(threadIdx.x % kWarpSize >> 2);
   }
 
+  // Of a row, the bits of keys less than `end`, relative to the lane's first.
+  static __device__ __forceinline__ uint32_t BitsBelow(int end) {
+    const int bounded = core::Clamp(end, 0, 8 * kKeyTiles);
+    return (1u << (2 * (bounded >> 3) + core::Min(bounded & 7, 2))) - 1u;
+  }
+
   // Scores become probabilities against a reference close to the running maximum, in units of the
   // scores; sums and outputs are rescaled where it changes. It is the maximum of the step in which
   // a row first sees something, and is raised, by each row for itself, only where the maximum has
   // left it behind by a factor of 2^kLazyBits: rarely, and it cancels in the result.
   __device__ __forceinline__ void UpdateSoftmax(Scores& scores, const ScoreScale& scale) {
     float value[kRowTiles][2];
-    bool is_raised = false;
+    // In a long loop body a branch costs more than what it saves: the usual way passes by Raise and
+    // by the formula of extreme rows, which serves all rows, in one.
+    constexpr bool kIsLong = kRowTiles * kKeyTiles > 2;
+    bool is_special = kIsLong && has_extreme_;
 #pragma unroll
     for (int m = 0; m < kRowTiles; ++m) {
 #pragma unroll
@@ -301,27 +310,31 @@ class WarpAttention {
         }
         row = MaxKeepNan(row, __shfl_xor_sync(~0u, row, 1));
         row = MaxKeepNan(row, __shfl_xor_sync(~0u, row, 2));
-        is_raised = is_raised || LeavesBehind(row, maximum[m][r], scale.margin);
+        is_special = is_special || LeavesBehind(row, maximum[m][r], scale.margin);
       }
     }
-    if (__any_sync(~0u, is_raised)) Raise(value, scale);
-
-    // In the exponential's own units: natural for f32, else of base 2.
-    const float unit = kIsF32 ? scale.scale : scale.log2_scale;
-    float reference[kRowTiles][2];
-#pragma unroll
-    for (int m = 0; m < kRowTiles; ++m) {
-#pragma unroll
-      for (int r = 0; r < 2; ++r) {
-        reference[m][r] = core::SoftmaxReference(maximum[m][r]) * unit;
-      }
-    }
-    if (has_extreme_) {
-      ExtremeExponentials(scores, reference, scale);
-    } else {
+    is_special = __any_sync(~0u, is_special);
+    const auto take_exponentials = [&] {
+      float reference[kRowTiles][2];
+      References(scale, reference);
       ForEachScore(scores, [&](float& score, int m, int r, int, uint32_t) {
-        score = Exponential(fmaf(score, unit, -reference[m][r]));
+        score = Exponential(fmaf(score, Unit(scale), -reference[m][r]));
       });
+    };
+    if constexpr (kIsLong) {
+      if (is_special) {
+        Raise(value, scale);
+        ExtremeExponentials(scores, scale);
+      } else {
+        take_exponentials();
+      }
+    } else {
+      if (is_special) Raise(value, scale);
+      if (has_extreme_) {
+        ExtremeExponentials(scores, scale);
+      } else {
+        take_exponentials();
+      }
     }
 #pragma unroll
     for (int m = 0; m < kRowTiles; ++m) {
@@ -551,14 +564,29 @@ class WarpAttention {
     return kIsF32 ? expf(x) : Exp2Approximate(x);
   }
 
+  // What exponents are made of: natural for f32, else of base 2.
+  static __device__ __forceinline__ float Unit(const ScoreScale& scale) {
+    return kIsF32 ? scale.scale : scale.log2_scale;
+  }
+  __device__ __forceinline__ void References(const ScoreScale& scale,
+                                             float (&reference)[kRowTiles][2]) const {
+#pragma unroll
+    for (int m = 0; m < kRowTiles; ++m) {
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        reference[m][r] = core::SoftmaxReference(maximum[m][r]) * Unit(scale);
+      }
+    }
+  }
+
   // Only the rows that need it leave the usual formula: a row's bits do not depend on the others.
-  __device__ __forceinline__ void ExtremeExponentials(Scores& scores,
-                                                      const float (&reference)[kRowTiles][2],
-                                                      const ScoreScale& scale) {
+  __device__ __forceinline__ void ExtremeExponentials(Scores& scores, const ScoreScale& scale) {
     constexpr float kNatural = kIsF32 ? 1.0f : core::kLog2e;
+    float reference[kRowTiles][2];
+    References(scale, reference);
     ForEachScore(scores, [&](float& score, int m, int r, int, uint32_t) {
       const float natural = core::SoftmaxReference(maximum[m][r] * scale.scale);
-      const float usual = fmaf(score, kIsF32 ? scale.scale : scale.log2_scale, -reference[m][r]);
+      const float usual = fmaf(score, Unit(scale), -reference[m][r]);
       const float careful = (score * scale.scale - natural) * kNatural;
       const bool is_extreme = core::IsFinite(maximum[m][r]) && !core::IsFinite(reference[m][r]);
       score = Exponential(is_extreme ? careful : usual);

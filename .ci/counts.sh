@@ -15,15 +15,15 @@ print_totals() {
              exit failed > 0 || passed == 0 }' "$counts"
 }
 
-# run_ctest <build directory> [arguments of ctest...]: runs tests and records their cases. A program of
-# GoogleTest counts each of its cases, every other test counts as one; a program that crashed before it
+# run_ctest <build directory> [arguments of ctest...]: runs tests, as many at once as there are cores, and
+# records their cases; threads that wait leave their core to the other tests. A program of GoogleTest counts each of its cases, every other test counts as one; a program that crashed before it
 # wrote its report counts as one failure.
 run_ctest() {
   local build=$1 reports
   shift
   reports=$(mktemp -d)
-  GTEST_OUTPUT="xml:$reports/" ctest --test-dir "$build" --output-on-failure --no-tests=error \
-    --output-junit "$reports/ctest.junit" "$@"
+  OMP_WAIT_POLICY=passive GTEST_OUTPUT="xml:$reports/" ctest --test-dir "$build" -j"$(nproc)" \
+    --output-on-failure --no-tests=error --output-junit "$reports/ctest.junit" "$@"
   local status=$?
   if [ ! -s "$reports/ctest.junit" ]; then
     record 0 1 0

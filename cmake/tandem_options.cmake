@@ -5,6 +5,8 @@ option(TANDEM_BUILD_CLI "Build the tandem command" ${PROJECT_IS_TOP_LEVEL})
 option(TANDEM_BUILD_BENCH "Build the benchmarks" ${PROJECT_IS_TOP_LEVEL})
 option(TANDEM_BUILD_EXAMPLES "Build the examples" ${PROJECT_IS_TOP_LEVEL})
 set(TANDEM_CUDA AUTO CACHE STRING "Build the CUDA plugin: AUTO (where nvcc is found), ON or OFF")
+option(TANDEM_CUDA_FAST_COMPILE "Compile CUDA code in an eighth of the time, to slow kernels: for \
+machines without a GPU (nvcc 13)" OFF)
 set(TANDEM_ONEDNN AUTO CACHE STRING "Build the onednn.cpu kernel: AUTO (where found), ON or OFF")
 set(TANDEM_SANITIZE "" CACHE STRING "Sanitizers of every target, for example address,undefined")
 foreach(choice TANDEM_CUDA TANDEM_ONEDNN)

@@ -112,43 +112,48 @@ struct EmulatedLeaf {
   }
 
  private:
-  static V First(V words) {
-    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(words), 16));
+  TANDEM_ISA_INLINE static __m256 First(__m256i words) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(words, 16));
   }
-  static V Second(V words) {
-    return _mm256_castsi256_ps(_mm256_and_si256(_mm256_castps_si256(words),
-                                                _mm256_set1_epi32(static_cast<int>(0xffff0000u))));
+  TANDEM_ISA_INLINE static __m256 Second(__m256i words) {
+    return _mm256_castsi256_ps(
+        _mm256_and_si256(words, _mm256_set1_epi32(static_cast<int>(0xffff0000u))));
   }
 
   // As TDPBF16PS: the first numbers of the pairs are one chain of 16 products, the second another,
-  // and their sum is added to C; subnormal operands and results are 0.
-  __attribute__((noinline)) static void MultiplyRegisters(const Register& a, const Register& b,
-                                                          Register* c) {
+  // and their sum is added to C; subnormal operands and results are 0. AddressSanitizer's checks of
+  // registers, which have no neighbours to be mistaken for, would be most of its time: the loads
+  // and stores of tiles are checked.
+  __attribute__((noinline, no_sanitize("address"))) static void MultiplyRegisters(const Register& a,
+                                                                                  const Register& b,
+                                                                                  Register* c) {
     constexpr unsigned kFlushSubnormals = 0x8040;
     const unsigned mode = _mm_getcsr();
     _mm_setcsr(mode | kFlushSubnormals);
     __asm__ volatile("" ::: "memory");  // the arithmetic stays between the two changes of mode
-    V first[16][2], second[16][2];
+    __m256 first[16][2], second[16][2];
     for (int n = 0; n < 16; ++n) {
       for (int h = 0; h < 2; ++h) {
-        const V words = V::load_aligned(reinterpret_cast<const float*>(b.word[n] + 8 * h));
+        const __m256i words =
+            _mm256_load_si256(reinterpret_cast<const __m256i*>(b.word[n] + 8 * h));
         first[n][h] = First(words);
         second[n][h] = Second(words);
       }
     }
     for (int m = 0; m < 16; ++m) {
-      V sum[2][2] = {{V(0.0f), V(0.0f)}, {V(0.0f), V(0.0f)}};
+      __m256 sum[2][2] = {{_mm256_setzero_ps(), _mm256_setzero_ps()},
+                          {_mm256_setzero_ps(), _mm256_setzero_ps()}};
       for (int n = 0; n < 16; ++n) {
-        const V words = _mm256_castsi256_ps(_mm256_set1_epi32(static_cast<int>(a.word[m][n])));
-        const V a_first = First(words), a_second = Second(words);
+        const __m256i words = _mm256_set1_epi32(static_cast<int>(a.word[m][n]));
+        const __m256 a_first = First(words), a_second = Second(words);
         for (int h = 0; h < 2; ++h) {
-          sum[0][h] = Fma(a_first, first[n][h], sum[0][h]);
-          sum[1][h] = Fma(a_second, second[n][h], sum[1][h]);
+          sum[0][h] = _mm256_fmadd_ps(a_first, first[n][h], sum[0][h]);
+          sum[1][h] = _mm256_fmadd_ps(a_second, second[n][h], sum[1][h]);
         }
       }
       for (int h = 0; h < 2; ++h) {
         float* to = reinterpret_cast<float*>(c->word[m] + 8 * h);
-        (V::load_aligned(to) + (sum[0][h] + sum[1][h])).store_aligned(to);
+        _mm256_store_ps(to, _mm256_add_ps(_mm256_load_ps(to), _mm256_add_ps(sum[0][h], sum[1][h])));
       }
     }
     __asm__ volatile("" ::: "memory");

@@ -11,7 +11,9 @@
 namespace tandem::oracle {
 namespace {
 
-void CompareElement(const GradientSum::Element& e, double actual, const std::string& where,
+// where() is the element's place, in words.
+template <typename Where>
+void CompareElement(const GradientSum::Element& e, double actual, const Where& where,
                     GradientResult* result) {
   result->compared = true;
   double ratio = 0;
@@ -42,8 +44,8 @@ void CompareElement(const GradientSum::Element& e, double actual, const std::str
   const bool none_wrong = result->nonfinite_mismatches + result->zero_mismatches == 0;
   if (first_wrong || (none_wrong && (ratio > result->error_over_bound || result->worst.empty()))) {
     char text[200];
-    snprintf(text, sizeof(text), "%s: %.9g, expected %.9g, error/bound %.3g", where.c_str(), actual,
-             e.value, ratio);
+    snprintf(text, sizeof(text), "%s: %.9g, expected %.9g, error/bound %.3g", where().c_str(),
+             actual, e.value, ratio);
     result->worst = text;
   }
   result->error_over_bound = std::max(result->error_over_bound, ratio);
@@ -163,9 +165,10 @@ class Comparison {
     f32.product_underflow = 0x1p-126;
     if (gradients_.dbias != nullptr && whole()) CompareBias(f32);
     for (int64_t h = 0; gradients_.dsink != nullptr && h < d_.q_heads; ++h) {
-      CompareElement(dsink_[static_cast<size_t>(h)].Get(0, 1.0, f32, TANDEM_DTYPE_F32),
-                     LoadReal(*gradients_.dsink, h * gradients_.dsink->strides[0]),
-                     "head " + std::to_string(h), &results.dsink);
+      CompareElement(
+          dsink_[static_cast<size_t>(h)].Get(0, 1.0, f32, TANDEM_DTYPE_F32),
+          LoadReal(*gradients_.dsink, h * gradients_.dsink->strides[0]),
+          [&] { return "head " + std::to_string(h); }, &results.dsink);
     }
     if (gradients_.dalibi != nullptr && whole()) CompareAlibi(f32);
     if (d_.packed) CompareOutside();
@@ -222,8 +225,10 @@ class Comparison {
     const RowAddress a = AddressOf(problem_.layout, *t, b, head, start + row);
     const int64_t columns = t->shape[t->rank - 1];
     for (int64_t c = 0; c < columns; ++c) {
-      CompareElement(sum.Get(c, factor, options_.arithmetic, t->dtype),
-                     LoadReal(*t, a.offset + c * a.column_stride), Where(b, head, row, c), result);
+      CompareElement(
+          sum.Get(c, factor, options_.arithmetic, t->dtype),
+          LoadReal(*t, a.offset + c * a.column_stride), [&] { return Where(b, head, row, c); },
+          result);
     }
   }
 
@@ -235,8 +240,9 @@ class Comparison {
         offset += rest % t.shape[d] * t.strides[d];
         rest /= t.shape[d];
       }
-      CompareElement(dbias_[static_cast<size_t>(flat)].Get(0, 1.0, f32, TANDEM_DTYPE_F32),
-                     LoadReal(t, offset), "element " + std::to_string(flat), &results.dbias);
+      CompareElement(
+          dbias_[static_cast<size_t>(flat)].Get(0, 1.0, f32, TANDEM_DTYPE_F32), LoadReal(t, offset),
+          [&] { return "element " + std::to_string(flat); }, &results.dbias);
     }
   }
 
@@ -250,14 +256,16 @@ class Comparison {
           all.Merge(one);
           continue;
         }
-        CompareElement(one.Get(0, 1.0, f32, TANDEM_DTYPE_F32),
-                       LoadReal(t, b * t.strides[0] + h * t.strides[1]),
-                       "sequence " + std::to_string(b) + ", head " + std::to_string(h),
-                       &results.dalibi);
+        CompareElement(
+            one.Get(0, 1.0, f32, TANDEM_DTYPE_F32),
+            LoadReal(t, b * t.strides[0] + h * t.strides[1]),
+            [&] { return "sequence " + std::to_string(b) + ", head " + std::to_string(h); },
+            &results.dalibi);
       }
       if (t.rank == 1) {
-        CompareElement(all.Get(0, 1.0, f32, TANDEM_DTYPE_F32), LoadReal(t, h * t.strides[0]),
-                       "head " + std::to_string(h), &results.dalibi);
+        CompareElement(
+            all.Get(0, 1.0, f32, TANDEM_DTYPE_F32), LoadReal(t, h * t.strides[0]),
+            [&] { return "head " + std::to_string(h); }, &results.dalibi);
       }
     }
   }

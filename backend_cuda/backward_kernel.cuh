@@ -17,10 +17,12 @@
 
 namespace tandem::cuda {
 
-// Of a listed tile.
-inline constexpr int kHiddenPairs = 1;   // the mask hides some
-inline constexpr int kFlaggedPairs = 2;  // elements that the products cannot serve
-inline constexpr int kTileBits = 2;
+// Of a listed tile: what hides pairs of it, and whether it has elements that products cannot serve.
+inline constexpr int kHiddenByTerms = 1;
+inline constexpr int kHiddenByDense = 2;
+inline constexpr int kHiddenPairs = kHiddenByTerms | kHiddenByDense;
+inline constexpr int kFlaggedPairs = 4;
+inline constexpr int kTileBits = 3;
 
 // Floats from row to row of sums that wait in shared memory; rows of a fragment lie in different
 // banks.
@@ -147,7 +149,8 @@ class GradientBlock {
                 "tiles would not be whole");
   static_assert(kPolicy.block_rows * kPitch * 4 <= kTileBytes,
                 "the sums do not fit the place of the tiles");
-  static_assert(kPolicy.threads <= 128 && kPolicy.step_rows <= kPolicy.threads);
+  static_assert(kPolicy.threads <= 128 && kPolicy.step_rows <= kPolicy.threads &&
+                kWords <= kPolicy.threads);
 
   struct Tile {
     int64_t first;  // row of the side that is walked over
@@ -211,13 +214,14 @@ class GradientBlock {
       const int64_t key = kKeepsKeys ? first_row_ : first;
       const int64_t queries = kKeepsKeys ? kPolicy.step_rows : kPolicy.block_rows;
       const int64_t keys = kKeepsKeys ? kPolicy.block_rows : kPolicy.step_rows;
-      const core::TileClass tile_class =
-          core::ClassifyTile(problem_.mask, s, state_.head, query,
-                             core::Min<int64_t>(query + queries, s.q_rows), key, key + keys);
-      is_listed = tile_class != core::TileClass::kEmpty;
-      if (tile_class == core::TileClass::kPartial) properties |= kHiddenPairs;
+      const core::TileClasses classes =
+          core::ClassifyTerms(problem_.mask, s, state_.head, query,
+                              core::Min<int64_t>(query + queries, s.q_rows), key, key + keys);
+      is_listed = core::CombineTerms(classes.structured, classes.dense) != core::TileClass::kEmpty;
+      if (classes.structured == core::TileClass::kPartial) properties |= kHiddenByTerms;
+      if (classes.dense == core::TileClass::kPartial) properties |= kHiddenByDense;
       // Terms are not looked up for rows that are not there.
-      if (kHasTerms && query + queries > s.q_rows) properties |= kHiddenPairs;
+      if (kHasTerms && query + queries > s.q_rows) properties |= kHiddenByTerms;
       if (is_listed && (HasFlags(kKeepsKeys, first_row_, kPolicy.block_rows) ||
                         HasFlags(!kKeepsKeys, first, kPolicy.step_rows))) {
         properties |= kFlaggedPairs;
@@ -247,7 +251,7 @@ class GradientBlock {
     return SharedAddress(shared_) + 2 * kPolicy.kept_bytes + stage * 2 * kPolicy.step_bytes;
   }
 
-  // Starts the copies of a tile, and finds out what its rows see.
+  // Starts the copies of a tile.
   __device__ __forceinline__ void StartTile(const Tile& tile, int stage) {
     const Sequence& s = state_.sequence;
     const GradientPlanes& planes = kKeepsKeys ? params_.queries : params_.keys;
@@ -264,16 +268,45 @@ class GradientBlock {
       }
     }
     CommitCopies();
-    const int64_t first_query = kKeepsKeys ? tile.first : first_row_;
-    const int64_t first_key = kKeepsKeys ? first_row_ : tile.first;
-    if ((tile.properties & kHiddenPairs) != 0) {
-      for (int w = threadIdx.x; w < kWords; w += kPolicy.threads) {
-        state_.words[stage][w] = static_cast<Word>(
-            VisibleKeys(problem_, s, state_.head, first_query + w / kWordsPerQuery,
-                        first_key + w % kWordsPerQuery * core::kTile));
-      }
+  }
+
+  // The query and the first key, local, of this thread's word of a tile.
+  __device__ __forceinline__ int64_t WordQuery(const Tile& tile) const {
+    return (kKeepsKeys ? tile.first : first_row_) + threadIdx.x / kWordsPerQuery;
+  }
+  __device__ __forceinline__ int64_t WordKey(const Tile& tile) const {
+    return (kKeepsKeys ? first_row_ : tile.first) + threadIdx.x % kWordsPerQuery * core::kTile;
+  }
+
+  // Whether a word's keys lie in one prepared word: not in a shard that begins inside a word.
+  __device__ __forceinline__ bool HasWholeWords() const {
+    return (state_.sequence.kv_offset & 63) == 0;
+  }
+
+  // The prepared word that this thread's word of a tile is part of, in its own order: asked for
+  // before another tile is multiplied, and used after it.
+  __device__ __forceinline__ uint64_t LoadDenseWord(const Tile& tile) const {
+    if ((tile.properties & kHiddenByDense) == 0 || threadIdx.x >= kWords || !HasWholeWords()) {
+      return 0;
+    }
+    const Sequence& s = state_.sequence;
+    const core::DenseBits& dense = problem_.mask.dense;
+    const int64_t query = WordQuery(tile);
+    const int64_t i = s.q_offset + query;
+    const int64_t j = s.kv_offset + WordKey(tile);
+    if (query >= s.q_rows || i >= dense.q_extent || j >= dense.kv_extent) return 0;
+    return dense.words[core::DenseWordIndex(dense, s.batch, state_.head, i, j >> 6)];
+  }
+
+  // Puts what the rows of a tile see where the block reads it.
+  __device__ __forceinline__ void StoreWords(const Tile& tile, uint64_t dense_word, int stage) {
+    if ((tile.properties & kHiddenPairs) != 0 && threadIdx.x < kWords) {
+      state_.words[stage][threadIdx.x] = static_cast<Word>(VisibleWord(tile, dense_word));
     }
     if (!kHasTerms || problem_.dropout.enabled == 0) return;
+    const Sequence& s = state_.sequence;
+    const int64_t first_query = kKeepsKeys ? tile.first : first_row_;
+    const int64_t first_key = kKeepsKeys ? first_row_ : tile.first;
     constexpr int kParts = kWordsPerQuery * static_cast<int>(sizeof(Word)) / 4;
     for (int w = threadIdx.x; w < kWords / kWordsPerQuery * kParts; w += kPolicy.threads) {
       reinterpret_cast<uint32_t*>(state_.kept[stage])[w] = KeptKeys(
@@ -281,10 +314,29 @@ class GradientBlock {
           s.q_offset + first_query + w / kParts, s.kv_offset + first_key + w % kParts * 32);
     }
   }
+  __device__ __forceinline__ uint64_t VisibleWord(const Tile& tile, uint64_t dense_word) const {
+    const Sequence& s = state_.sequence;
+    const int64_t query = WordQuery(tile);
+    const int64_t key = WordKey(tile);
+    if (!HasWholeWords()) return VisibleKeys(problem_, s, state_.head, query, key);
+    if (query >= s.q_rows || key >= core::LocalKeys(s)) return 0;
+    uint64_t word = ~uint64_t{0};
+    if ((tile.properties & kHiddenByTerms) != 0) {
+      word = WordOfStructuredTerms(problem_.mask, s, state_.head, query, key);
+    }
+    if ((tile.properties & kHiddenByDense) != 0) {
+      if (problem_.mask.dense.bit_order == core::BitOrder::kQuad) {
+        dense_word = core::FromQuadOrder(dense_word);
+      }
+      word &= dense_word >> (key & 63);
+    }
+    return word;
+  }
 
   __device__ __forceinline__ void VisitTiles(int64_t begin, Sums& sums) {
     if (list_count_ == 0) return;
     Tile tile = ListedTile(begin, 0);
+    StoreWords(tile, LoadDenseWord(tile), 0);
     if constexpr (kPolicy.stages == 2) StartTile(tile, 0);
     for (int step = 0; step < list_count_; ++step) {
       const bool has_next = step + 1 < list_count_;
@@ -297,8 +349,11 @@ class GradientBlock {
       } else {
         WaitCopies<0>();
       }
+      const uint64_t dense_word = LoadDenseWord(next);
       __syncthreads();
       VisitTile(tile, stage, sums);
+      if constexpr (kPolicy.stages == 1) __syncthreads();
+      if (has_next) StoreWords(next, dense_word, kPolicy.stages == 2 ? stage ^ 1 : 0);
       __syncthreads();
       tile = next;
     }

@@ -165,7 +165,7 @@ constexpr GradientPolicy MakeGradientPolicy(core::DType dtype, int head_dim, Gra
     policy.step_rows = !has_terms && (head_dim <= 64) != keeps_keys ? 64 : 32;
   }
   policy.stages = is_f32 && head_dim > 128 ? 1 : 2;
-  policy.has_parts = keeps_keys && (head_dim > 128 || (is_f32 && head_dim > 64));
+  policy.has_parts = keeps_keys && head_dim > 128;
   policy.threads = policy.warps * kWarpSize;
   policy.block_rows = 16 * policy.row_tiles * policy.warps;
   policy.kept_bytes = Planes(dtype) * policy.block_rows * head_dim * 2;

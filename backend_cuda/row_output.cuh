@@ -14,10 +14,10 @@ struct RowEnd {
   float lse;
 };
 
-// maximum: natural, of all visible scores; sum: of their exponentials.
-__device__ __forceinline__ RowEnd FinishRow(const core::Problem& problem, const core::Sequence& s,
-                                            int64_t head, int64_t row, float maximum, float sum) {
-  const bool exists = core::RowExists(s, row);
+// exists: the row is inside its sequence; maximum: natural, of all visible scores; sum: of their
+// exponentials.
+__device__ __forceinline__ RowEnd FinishRow(const core::Problem& problem, bool exists, int64_t head,
+                                            float maximum, float sum) {
   float rescale = 1.0f;
   if (exists && problem.sink != nullptr) {
     core::SoftmaxAddSink(problem.sink[head * problem.sink_stride], &maximum, &sum, &rescale);
@@ -28,6 +28,10 @@ __device__ __forceinline__ RowEnd FinishRow(const core::Problem& problem, const 
   end.factor = core::SoftmaxInverse(sum) * rescale * keep_scale;
   end.lse = end.is_empty ? core::NegativeInfinity() : core::SoftmaxLse(maximum, sum);
   return end;
+}
+__device__ __forceinline__ RowEnd FinishRow(const core::Problem& problem, const core::Sequence& s,
+                                            int64_t head, int64_t row, float maximum, float sum) {
+  return FinishRow(problem, core::RowExists(s, row), head, maximum, sum);
 }
 
 __device__ __forceinline__ void StoreLse(const core::Problem& problem, const core::Sequence& s,

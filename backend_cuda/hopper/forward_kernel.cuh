@@ -50,6 +50,7 @@ class Warpgroup {
     WaitProducts<0>(scores_);
     for (uint32_t n = 1; next->is_end == 0; ++n) {
       item_ = next;
+      views_ = &state_.views[(n - 1) % kItems][first_lane_row_];
       Reset();
       if (item_->has_tiles != 0) VisitTiles();
       if constexpr (kHasOverlap) {
@@ -78,6 +79,11 @@ class Warpgroup {
   static constexpr int kOutputTiles = kHeadDim / 8;
   static constexpr uint32_t kAllBits = ~uint32_t{0};
 
+  // What this lane's rows see of a tile.
+  struct Bits {
+    uint32_t row[2];
+  };
+
   // ---- an item ----
 
   // The n-th item, with its Q in registers.
@@ -98,43 +104,14 @@ class Warpgroup {
   __device__ __forceinline__ void Reset() {
 #pragma unroll
     for (int i = 0; i < kHeadDim / 2; ++i) output_[i] = 0.0f;
-    const Sequence& s = item_->sequence;
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       reference_[r] = core::NegativeInfinity();
+      offset_[r] = 0.0f;
       sum_[r] = 0.0f;
-    }
-    if constexpr (kVariant != Variant::kPlain) {
-      // The lanes of a quad share two rows.
-      if ((lane_ & 3) < 2) ViewOf(lane_ & 3) = FindView(Row(lane_ & 3));
-      __syncwarp();
     }
     classic_rows_ = 3;
     is_strict_ = kIsCareful && item_->is_strict != 0;
-  }
-
-  __device__ __forceinline__ RowView& ViewOf(int r) const {
-    return state_.rows[first_lane_row_ + 8 * r];
-  }
-  __device__ __forceinline__ RowView FindView(int64_t row) const {
-    const Sequence& s = item_->sequence;
-    RowView view = {};
-    if (row < s.q_rows && core::RowExists(s, row)) {
-      const core::Interval keys = core::VisibleKeys(problem_.mask, s, item_->head, row);
-      view.begin = static_cast<int>(keys.begin);
-      view.end = static_cast<int>(keys.end);
-    }
-    const core::DenseBits& dense = problem_.mask.dense;
-    if (dense.words != nullptr) {
-      const int64_t i = core::Min<int64_t>(s.q_offset + row, dense.q_extent - 1);
-      view.words =
-          dense.words + core::DenseWordIndex(dense, s.batch, item_->head, i, s.kv_offset / 64);
-    }
-    return view;
-  }
-
-  __device__ __forceinline__ int64_t Row(int r) const {
-    return item_->first_row + first_lane_row_ + 8 * r;
   }
 
   // The scale's sign goes into Q.
@@ -153,14 +130,15 @@ class Warpgroup {
 
   // Ends with the last product with V under way (kHasOverlap), or done and released.
   __device__ __forceinline__ void VisitTiles() {
-    Tile tile = KeyTileAtWork();
-    LoadBits(tile);
+    Tile tile = TileOf(steps_);
+    bits_ = LoadBits(tile);
     FirstSoftmax(tile);
     if constexpr (kHasOverlap) {
-      if (!tile.IsLast()) WaitForKeys(steps_ + 1);
+      Next next = WaitForNext(tile);
       while (!tile.IsLast()) {
         ++steps_;
-        tile = KeyTileAtWork();
+        tile = next.tile;
+        bits_ = next.bits;
         const uint32_t stage = UniformStage();
         Pin(output_);
         StartScores(stage);
@@ -168,11 +146,10 @@ class Warpgroup {
         Pin(output_);
         FenceProducts();
         StartOutput((stage + kStages - 1) % kStages);
-        LoadBits(tile);
         WaitProducts<1>(scores_);
         Exponentials(tile);
-        // The loop of this wait keeps the next one behind the exponentials.
-        if (!tile.IsLast()) WaitForKeys(steps_ + 1);
+        // The loop in this wait keeps the next one behind the exponentials.
+        next = WaitForNext(tile);
         WaitProducts<0>(output_);
         ReleaseLastValues();
         FinishSoftmax();
@@ -195,9 +172,9 @@ class Warpgroup {
         ReleaseLastValues();
         if (tile.IsLast()) break;
         WaitForKeys(steps_);
-        tile = KeyTileAtWork();
+        tile = TileOf(steps_);
         StartScores(UniformStage());
-        LoadBits(tile);
+        bits_ = LoadBits(tile);
         WaitProducts<0>(scores_);
         Exponentials(tile);
         FinishSoftmax();
@@ -210,15 +187,29 @@ class Warpgroup {
 
   // ---- products ----
 
-  __device__ __forceinline__ void WaitForKeys(uint32_t step) {
+  __device__ __forceinline__ void WaitForKeys(uint32_t step) const {
     Wait(Barrier(state_.key_full[step % kStages]), step / kStages & 1);
   }
   // Known to the compiler to be the same for all lanes, so that descriptors and loops are uniform.
-  __device__ __forceinline__ Tile KeyTileAtWork() const {
-    return {__shfl_sync(~0u, state_.tiles[steps_ % kStages].word, 0)};
+  __device__ __forceinline__ Tile TileOf(uint32_t step) const {
+    return {__shfl_sync(~0u, state_.tiles[step % kStages].word, 0)};
   }
   __device__ __forceinline__ void WaitForValues(uint32_t step) {
     Wait(Barrier(state_.value_full[step % kStages]), step / kStages & 1);
+  }
+
+  // The tile after this one, if it is not the last, and its bits, whose loads are under way.
+  struct Next {
+    Tile tile;
+    Bits bits;
+  };
+  __device__ __forceinline__ Next WaitForNext(const Tile& tile) const {
+    Next next = {};
+    if (tile.IsLast()) return next;
+    WaitForKeys(steps_ + 1);
+    next.tile = TileOf(steps_ + 1);
+    next.bits = LoadBits(next.tile);
+    return next;
   }
 
   __device__ __forceinline__ uint32_t UniformStage() const {
@@ -248,12 +239,10 @@ class Warpgroup {
 
   // ---- masks ----
 
-  // Bits of the tile at work, as far as they are dense; FinishBits makes the others. The loads are
-  // under way during the product.
-  __device__ __forceinline__ void LoadBits(const Tile& tile) {
-    if constexpr (kVariant == Variant::kPlain) return;
-    bits_[0] = bits_[1] = kAllBits;
-    if (!tile.HasDensePart()) return;
+  // Bits of a tile, as far as they are dense; FinishBits makes the others.
+  __device__ __forceinline__ Bits LoadBits(const Tile& tile) const {
+    Bits bits = {{kAllBits, kAllBits}};
+    if (kVariant == Variant::kPlain || !tile.HasDensePart()) return bits;
     const core::DenseBits& dense = problem_.mask.dense;
     // In units of the 16 bits that a lane reads of a word.
     const int stride = static_cast<int>(dense.word_stride) * 4;
@@ -262,16 +251,19 @@ class Warpgroup {
     const int second = first + (has_second ? stride : 0);
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      const auto* const words = reinterpret_cast<const uint16_t*>(ViewOf(r).words) + (lane_ & 3);
-      bits_[r] = __ldg(words + first) | uint32_t{__ldg(words + second)} << 16;
+      const auto* const words =
+          reinterpret_cast<const uint16_t*>(views_[8 * r].words) + (lane_ & 3);
+      bits.row[r] = __ldg(words + first) | uint32_t{__ldg(words + second)} << 16;
     }
+    return bits;
   }
   __device__ __forceinline__ void FinishBits(const Tile& tile) {
     if (!tile.HasStructuredPart()) return;
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      const RowView& view = ViewOf(r);
-      bits_[r] &= BitsBefore(view.end, tile.FirstKey()) & ~BitsBefore(view.begin, tile.FirstKey());
+      const RowView& view = views_[8 * r];
+      bits_.row[r] &=
+          BitsBefore(view.end, tile.FirstKey()) & ~BitsBefore(view.begin, tile.FirstKey());
     }
   }
 
@@ -304,27 +296,30 @@ class Warpgroup {
     const float unit = params_.score_scale.log2_scale;
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      const float offset = core::SoftmaxReference(reference_[r]) * unit;
       float even = 0.0f;
       float odd = 0.0f;
+      // In chunks, so that what hides a score stands beside its exponential: other units of the
+      // multiprocessor do that.
 #pragma unroll
-      for (int t = 0; t < kScoreTiles; ++t) {
-        float(&pair)[2] = *reinterpret_cast<float(*)[2]>(&scores_[4 * t + 2 * r]);
+      for (int first = 0; first < kScoreTiles; first += 4) {
 #pragma unroll
-        for (int e = 0; e < 2; ++e) {
+        for (int n = 0; n < 8; ++n) {
+          const int t = first + n / 2;
+          float& score = scores_[4 * t + 2 * r + n % 2];
           if constexpr (kIsPartial) {
-            const float score =
-                (bits_[r] >> (2 * t + e) & 1) != 0 ? pair[e] : core::NegativeInfinity();
+            const bool is_visible = (bits_.row[r] & 1u << (2 * t + n % 2)) != 0;
+            const float x = fmaf(is_visible ? score : core::NegativeInfinity(), unit, -offset_[r]);
             // Volatile, so that this stays apart from the code of full tiles.
-            asm volatile("ex2.approx.ftz.f32 %0, %1;"
-                         : "=f"(pair[e])
-                         : "f"(fmaf(score, unit, -offset)));
+            asm volatile("ex2.approx.ftz.f32 %0, %1;" : "=f"(score) : "f"(x));
           } else {
-            pair[e] = Exp2Approximate(fmaf(pair[e], unit, -offset));
+            score = Exp2Approximate(fmaf(score, unit, -offset_[r]));
           }
         }
-        even += pair[0];
-        odd += pair[1];
+#pragma unroll
+        for (int t = first; t < first + 4; ++t) {
+          even += scores_[4 * t + 2 * r];
+          odd += scores_[4 * t + 2 * r + 1];
+        }
       }
       parts_[r] = even + odd;
     }
@@ -335,7 +330,7 @@ class Warpgroup {
   }
 
   __device__ __forceinline__ uint32_t BitsAtWork(int r) const {
-    return kVariant == Variant::kPlain ? kAllBits : bits_[r];
+    return kVariant == Variant::kPlain ? kAllBits : bits_.row[r];
   }
 
   // Packs the probabilities, once those of the step before are no longer read.
@@ -354,7 +349,7 @@ class Warpgroup {
   __device__ __forceinline__ void FirstSoftmax(const Tile& tile) {
     if constexpr (kVariant == Variant::kPlain) {
       const int end = static_cast<int>(core::LocalKeys(item_->sequence));
-      bits_[0] = bits_[1] = !tile.IsPartial() ? kAllBits : BitsBefore(end, tile.FirstKey());
+      bits_.row[0] = bits_.row[1] = !tile.IsPartial() ? kAllBits : BitsBefore(end, tile.FirstKey());
     } else {
       FinishBits(tile);
     }
@@ -362,7 +357,7 @@ class Warpgroup {
 #pragma unroll
       for (int i = 0; i < kBlockKeys / 2; ++i) {
         const int bit = i / 4 * 2 + i % 2;
-        if ((bits_[i / 2 % 2] >> bit & 1) == 0) scores_[i] = core::NegativeInfinity();
+        if ((bits_.row[i / 2 % 2] >> bit & 1) == 0) scores_[i] = core::NegativeInfinity();
       }
     }
 #pragma unroll
@@ -484,8 +479,8 @@ class Warpgroup {
   };
   __device__ __forceinline__ Origin OriginOf(int r) const {
     const ScoreScale& scale = params_.score_scale;
-    return {core::SoftmaxReference(reference_[r]) * scale.log2_scale,
-            core::SoftmaxReference(reference_[r]) * scale.scale, IsExtreme(reference_[r])};
+    return {offset_[r], core::SoftmaxReference(reference_[r]) * scale.scale,
+            IsExtreme(reference_[r])};
   }
   __device__ __forceinline__ bool IsExtreme(float reference) const {
     return core::IsFinite(reference) && !core::IsFinite(reference * params_.score_scale.log2_scale);
@@ -503,6 +498,7 @@ class Warpgroup {
     const float raised = MaxKeepNan(reference_[r], value);
     const float factor = core::SoftmaxRescale(reference_[r] * scale, raised * scale);
     reference_[r] = raised;
+    offset_[r] = core::SoftmaxReference(raised) * params_.score_scale.log2_scale;
     const bool stays_classic =
         raised == core::NegativeInfinity() || IsExtreme(raised) || is_strict_;
     classic_rows_ = (classic_rows_ & ~(1u << r)) | (stays_classic ? 1u << r : 0u);
@@ -568,8 +564,8 @@ class Warpgroup {
         const int key = 32 * word + __ffs(static_cast<int>(left)) - 1;
         const int owner = (lane_ & ~3) | (key % 8 / 2);
         const int bit = key / 8 * 2 + key % 2;
-        const bool sees[2] = {(__shfl_sync(~0u, bits_[0], owner) >> bit & 1) != 0,
-                              (__shfl_sync(~0u, bits_[1], owner) >> bit & 1) != 0};
+        const bool sees[2] = {(__shfl_sync(~0u, bits_.row[0], owner) >> bit & 1) != 0,
+                              (__shfl_sync(~0u, bits_.row[1], owner) >> bit & 1) != 0};
         const int64_t row = int64_t{tile.FirstKey()} + key;
         if (row >= core::LocalKeys(s)) continue;
         const int64_t offset = core::KeyOffset(problem_.v, s, item_->head / problem_.group, row);
@@ -595,87 +591,103 @@ class Warpgroup {
   // ---- results ----
 
   __device__ __forceinline__ void Write() {
-    const Sequence& s = item_->sequence;
-    const core::Array4& out = problem_.out;
-    const int64_t offset = core::QueryOffset(out, s, item_->head, Row(0));
-    const bool is_vector =
-        out.dtype != DType::kF32 && out.column_stride == 1 && problem_.v_dim % 8 == 0 &&
-        out.row_stride % 8 == 0 &&
-        reinterpret_cast<uintptr_t>(static_cast<uint16_t*>(out.data) + offset) % 16 == 0;
+    const Item& item = *item_;
+    const int quad = lane_ & ~3;
+    float sum[2];
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      sum[r] = sum_[r] + __shfl_xor_sync(~0u, sum_[r], 1);
+      sum[r] += __shfl_xor_sync(~0u, sum[r], 2);
+    }
+    // Of the lanes that share two rows, the even ones finish the first and the odd ones the second.
+    const bool is_odd = (lane_ & 1) != 0;
+    const int my_row = first_lane_row_ + (is_odd ? 8 : 0);
+    const RowEnd my_end =
+        FinishRow(problem_, my_row < item.existing_rows, item.head,
+                  (is_odd ? reference_[1] : reference_[0]) * params_.score_scale.scale,
+                  is_odd ? sum[1] : sum[0]);
+    const float factor[2] = {__shfl_sync(~0u, my_end.factor, quad),
+                             __shfl_sync(~0u, my_end.factor, quad | 1)};
+    const uint32_t empty_rows = __ballot_sync(~0u, my_end.is_empty) >> quad;  // bits r
+
+    // Rounded for the output, unless that is f32.
+    uint32_t words[2][kOutputTiles];
+#pragma unroll
+    for (int t = 0; t < kOutputTiles; ++t) {
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        words[r][t] = PackPair<kDType>(output_[4 * t + 2 * r] * factor[r],
+                                       output_[4 * t + 2 * r + 1] * factor[r]);
+      }
+    }
+    uint32_t written = 0;  // bits r
     bool has_non_finite = false;
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      float sum = sum_[r];
-      sum += __shfl_xor_sync(~0u, sum, 1);
-      sum += __shfl_xor_sync(~0u, sum, 2);
-      const int64_t row = Row(r);
-      const bool is_there = row >= item_->first_written_row && row < s.q_rows;
-      RowEnd end = {};
-      if (is_there) {
-        end = FinishRow(problem_, s, item_->head, row, reference_[r] * params_.score_scale.scale,
-                        sum);
-      }
-      // Rounded for the output, unless that is f32.
-      uint32_t words[kOutputTiles];
-      bool is_finite = core::IsFinite(sum);
-#pragma unroll
-      for (int t = 0; t < kOutputTiles; ++t) {
-        words[t] = PackPair<kDType>(output_[4 * t + 2 * r] * end.factor,
-                                    output_[4 * t + 2 * r + 1] * end.factor);
-      }
-      is_finite = is_finite && AreFinite(words);
-      is_finite = (__ballot_sync(~0u, !is_finite) >> (lane_ & ~3) & 0xfu) == 0;
-      has_non_finite = has_non_finite || (is_there && !is_finite);
-      bool is_written = is_there;
+      const bool is_finite = core::IsFinite(sum[r]) && AreFinite(words[r]);
+      const bool is_row_finite = (__ballot_sync(~0u, !is_finite) >> quad & 0xfu) == 0;
+      const int row = first_lane_row_ + 8 * r;
+      bool is_written = row >= item.first_written_row && row < item.rows;
+      has_non_finite = has_non_finite || (is_written && row < item.existing_rows && !is_row_finite);
       if constexpr (kIsCareful) {
         // Finite rows by the first attempt, the others by the strict one.
         const uint32_t bit = 1u << r;
-        if (!is_strict_) finite_rows_ = (finite_rows_ & ~bit) | (is_finite ? bit : 0);
-        is_written = is_there && is_strict_ == ((finite_rows_ & bit) == 0);
+        if (!is_strict_) finite_rows_ = (finite_rows_ & ~bit) | (is_row_finite ? bit : 0);
+        is_written = is_written && is_strict_ == ((finite_rows_ & bit) == 0);
       }
-      if (is_written && (lane_ & 3) == 0) StoreLse(problem_, s, item_->head, row, end.lse);
-      if (is_vector) {
-        uint16_t* const to = static_cast<uint16_t*>(out.data) + offset + 8 * r * out.row_stride;
-#pragma unroll
-        for (int first = 0; first < kOutputTiles; first += 4) {
-          TransposeInQuad(words[first], words[first + 1], words[first + 2], words[first + 3]);
-          const int column = 8 * (first + (lane_ & 3));
-          if (is_written && column < problem_.v_dim) {
-            *reinterpret_cast<uint4*>(to + column) =
-                end.is_empty ? make_uint4(0, 0, 0, 0)
-                             : make_uint4(words[first], words[first + 1], words[first + 2],
-                                          words[first + 3]);
-          }
-        }
-      } else if (is_written) {
-#pragma unroll
-        for (int t = 0; t < kOutputTiles; ++t) {
-#pragma unroll
-          for (int e = 0; e < 2; ++e) {
-            const int column = 8 * t + 2 * (lane_ & 3) + e;
-            const float value = end.is_empty ? 0.0f : output_[4 * t + 2 * r + e] * end.factor;
-            if (column < problem_.v_dim) {
-              StoreOutput(problem_, s, item_->head, row, column, value);
-            }
-          }
-        }
-      }
+      if (is_written) written |= 1u << r;
     }
     if constexpr (!kIsCareful) {
       has_non_finite = __any_sync(~0u, has_non_finite);
       if (lane_ == 0) {
-        item_->flags->warps[4 * warpgroup_ + threadIdx.x % kWarpgroupThreads / kWarpSize] =
+        item.flags->warps[4 * warpgroup_ + threadIdx.x % kWarpgroupThreads / kWarpSize] =
             has_non_finite;
+      }
+    }
+    if ((lane_ & 2) == 0 && item.lse != nullptr && (written >> (lane_ & 1) & 1) != 0) {
+      item.lse[my_row * problem_.lse.row_stride] = my_end.lse;
+    }
+    const core::Array4& out = problem_.out;
+    if (out.dtype != DType::kF32 && out.column_stride == 1 && problem_.v_dim % 8 == 0 &&
+        out.row_stride % 8 == 0 && reinterpret_cast<uintptr_t>(item.out) % 16 == 0) {
+      uint16_t* const to = static_cast<uint16_t*>(item.out) + first_lane_row_ * out.row_stride;
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        const bool is_empty = (empty_rows >> r & 1) != 0;
+#pragma unroll
+        for (int t = 0; t < kOutputTiles; t += 4) {
+          uint32_t(&x)[kOutputTiles] = words[r];
+          TransposeInQuad(x[t], x[t + 1], x[t + 2], x[t + 3]);
+          const int column = 8 * (t + (lane_ & 3));
+          if ((written >> r & 1) != 0 && column < problem_.v_dim) {
+            *reinterpret_cast<uint4*>(to + 8 * r * out.row_stride + column) =
+                is_empty ? make_uint4(0, 0, 0, 0) : make_uint4(x[t], x[t + 1], x[t + 2], x[t + 3]);
+          }
+        }
+      }
+      return;
+    }
+#pragma unroll
+    for (int i = 0; i < kHeadDim / 2; ++i) {
+      const int r = i / 2 % 2;
+      const int column = 8 * (i / 4) + 2 * (lane_ & 3) + i % 2;
+      const float value = (empty_rows >> r & 1) != 0 ? 0.0f : output_[i] * factor[r];
+      if ((written >> r & 1) != 0 && column < problem_.v_dim) {
+        StoreElement(item.out, out.dtype,
+                     (first_lane_row_ + 8 * r) * out.row_stride + column * out.column_stride,
+                     value);
       }
     }
   }
 
   static __device__ __forceinline__ bool AreFinite(const uint32_t (&words)[kOutputTiles]) {
     // Products by 0 are 0 or NaN.
-    uint32_t zeros = 0;
+    uint32_t zeros[2] = {0, 0};
 #pragma unroll
-    for (int t = 0; t < kOutputTiles; ++t) zeros = MultiplyAddPair<kDType>(words[t], 0, zeros);
-    return (zeros & 0x7fff7fffu) == 0;
+    for (int t = 0; t < kOutputTiles; ++t) {
+      zeros[t % 2] = MultiplyAddPair<kDType>(words[t], 0, zeros[t % 2]);
+    }
+    return ((zeros[0] | zeros[1]) & 0x7fff7fffu) == 0;
   }
 
   // Lane c of a quad gets word c of each lane.
@@ -710,16 +722,18 @@ class Warpgroup {
   const int lane_;
   const int first_lane_row_;  // in the row block
   const Item* item_;
-  uint32_t steps_ = 0;  // tiles that this warpgroup has done with
+  const RowView* views_;  // of row r: views_[8 r]; not kept up in kPlain
+  uint32_t steps_ = 0;    // tiles that this warpgroup has done with
 
   uint32_t query_fragments_[kHeadDim / 16][4];
   float scores_[kBlockKeys / 2];
   uint32_t probabilities_[kBlockKeys / 16][4];
   float output_[kHeadDim / 2];
+  float offset_[2];        // from the reference, in units of base 2
   float reference_[2];     // of products; -inf: nothing visible yet
   float sum_[2];           // of this lane's columns
   float parts_[2];         // of the tile at work
-  uint32_t bits_[2];       // of the tile at work; not kept up where every tile is full (kPlain)
+  Bits bits_;              // of the tile at work; not kept up where every tile is full (kPlain)
   uint32_t classic_rows_;  // bits r: no reference yet, or one that exp2 cannot take
   uint32_t finite_rows_ = 0;
   bool has_tripped_;

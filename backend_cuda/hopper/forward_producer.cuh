@@ -13,17 +13,28 @@ namespace tandem::cuda::hopper {
 using core::Problem;
 using core::Sequence;
 
-// A row block of a head.
+// What a query row may see, for partial tiles.
+struct alignas(16) RowView {
+  int32_t begin;  // local keys, but for a dense term
+  int32_t end;
+  const uint64_t* words;  // dense bits of key 0 on
+};
+
+// A row block of a head. Rows are counted from its first.
 struct Item {
   Sequence sequence;
   int64_t head;
   int64_t first_row;
-  int64_t first_written_row;  // those before it are not this kernel's
-  int32_t rows;               // that exist
+  void* out;                  // of row 0
+  float* lse;                 // of row 0; null where it was not asked for
+  int32_t first_written_row;  // those before it are not this kernel's
+  int32_t rows;               // of the tensor
+  int32_t existing_rows;      // in the sequence
   int32_t begin;              // the key tiles that they may see
   int32_t end;
   int32_t full_begin;  // those that lengths and bands hide nothing of
   int32_t full_end;
+  int32_t keys;  // of the sequence
   int32_t has_tiles;
   int32_t is_end;  // there is no item, nor another one
   int32_t is_strict;
@@ -51,13 +62,6 @@ struct Tile {
   }
 };
 
-// What a query row of the item at work may see, for partial tiles.
-struct alignas(16) RowView {
-  int32_t begin;  // local keys, but for a dense term
-  int32_t end;
-  const uint64_t* words;  // dense bits of key 0 on
-};
-
 inline constexpr int kQueryStages = 2;
 // Announced or at work: a warpgroup may be writing an item when another has the Q of the next, and
 // the Q of two more are on their way.
@@ -80,7 +84,7 @@ struct BlockState {
   Item items[kItems];
   Tile tiles[kPolicy.stages];
   uint32_t non_finite_keys[kBlockKeys / 32];  // of the V tile at work (kCareful)
-  RowView rows[kPolicy.block_rows];
+  RowView views[kItems][kPolicy.block_rows];  // kept up where not every tile is full (kPlain)
 
   static constexpr int kOffset =
       kQueryStages * kPolicy.query_bytes + 2 * kPolicy.stages * kPolicy.tile_bytes;
@@ -107,7 +111,7 @@ static __device__ __forceinline__ core::TileClass DenseClass(const Problem& prob
   const int64_t row = s.q_offset + item.first_row;
   const int64_t key = s.kv_offset + int64_t{tile} * kBlockKeys;
   const int64_t keys_end = s.kv_offset + core::LocalKeys(s);
-  return core::ClassifyDense(problem.mask.dense, s, item.head, row, row + item.rows, key,
+  return core::ClassifyDense(problem.mask.dense, s, item.head, row, row + item.existing_rows, key,
                              core::Min<int64_t>(key + kBlockKeys, keys_end));
 }
 
@@ -153,17 +157,29 @@ class ItemWarp {
     item.sequence = core::ResolveSequence(problem_, head / q_heads, &status);
     item.head = head % q_heads;
     item.first_row = int64_t{row_block} * kPolicy.block_rows;
-    item.first_written_row = item.first_row;
     item.flags = flags;
     if (status != 0 && lane_ == 0 && row_block == 0 && item.head == 0 &&
         problem_.device_status != nullptr) {
       atomicOr(problem_.device_status, status);
     }
-    if (item.first_row >= item.sequence.q_rows) return;
-    const bool is_short = IsShort(problem_, item.sequence);
-    if (is_short) {
-      item.first_written_row = core::Max<int64_t>(item.first_row, MaxShortRows(problem_.group));
-    } else {
+    const Sequence& s = item.sequence;
+    if (item.first_row >= s.q_rows) return;
+    const auto rows_before = [&](int64_t row) {
+      return static_cast<int32_t>(
+          core::Clamp<int64_t>(row - item.first_row, 0, kPolicy.block_rows));
+    };
+    item.rows = rows_before(s.q_rows);
+    item.existing_rows = rows_before(ExistingRows(s));
+    const core::Array4& out = problem_.out;
+    item.out = static_cast<char*>(out.data) + core::QueryOffset(out, s, item.head, item.first_row) *
+                                                  (out.dtype == core::DType::kF32 ? 4 : 2);
+    if (problem_.lse.data != nullptr) {
+      item.lse = static_cast<float*>(problem_.lse.data) +
+                 core::QueryOffset(problem_.lse, s, item.head, item.first_row);
+    }
+    if (IsShort(problem_, s)) {
+      item.first_written_row = rows_before(MaxShortRows(problem_.group));
+    } else if (item.existing_rows > 0) {
       FindKeys(item);
     }
     const int attempts = kVariant == Variant::kCareful ? 2 : 1;
@@ -175,12 +191,10 @@ class ItemWarp {
 
   __device__ __forceinline__ void FindKeys(Item& item) const {
     const Sequence& s = item.sequence;
-    const int64_t rows_end =
-        core::Min<int64_t>(item.first_row + kPolicy.block_rows, ExistingRows(s));
-    if (rows_end <= item.first_row) return;
     const core::Interval first = core::VisibleKeys(problem_.mask, s, item.head, item.first_row);
-    const core::Interval last = core::VisibleKeys(problem_.mask, s, item.head, rows_end - 1);
-    item.rows = static_cast<int>(rows_end - item.first_row);
+    const core::Interval last =
+        core::VisibleKeys(problem_.mask, s, item.head, item.first_row + item.existing_rows - 1);
+    item.keys = static_cast<int>(core::LocalKeys(s));
     item.begin = static_cast<int>(first.begin / kBlockKeys);
     item.end = static_cast<int>(core::CeilDiv<int64_t>(last.end, kBlockKeys));
     item.full_begin = static_cast<int>(core::CeilDiv<int64_t>(last.begin, kBlockKeys));
@@ -198,11 +212,17 @@ class ItemWarp {
   }
 
   __device__ __forceinline__ void Announce(const Item& item) {
+    const int stage = items_ % kQueryStages;
+    const uint32_t full = Barrier(state_.query_full[stage]);
+    // Every warp has read the Q of the item two before, so it has written the one four before.
+    Wait(Barrier(state_.query_empty[stage]), (items_ / kQueryStages & 1) ^ 1);
+    if (kVariant != Variant::kPlain && item.has_tiles != 0) {
+      for (int row = lane_; row < kPolicy.block_rows; row += kWarpSize) {
+        state_.views[items_ % kItems][row] = FindView(item, row);
+      }
+      __syncwarp();
+    }
     if (lane_ == 0) {
-      const int stage = items_ % kQueryStages;
-      const uint32_t full = Barrier(state_.query_full[stage]);
-      // Every warp has read the Q of the item two before, so it has written the one four before.
-      Wait(Barrier(state_.query_empty[stage]), (items_ / kQueryStages & 1) ^ 1);
       state_.items[items_ % kItems] = item;
       Arrive(Barrier(state_.item_full[items_ % kItems]));
       if (item.has_tiles != 0) {
@@ -220,6 +240,25 @@ class ItemWarp {
     }
     ++items_;
     __syncwarp();
+  }
+
+  // What a row sees: no key where it is not there, and its dense words are those of another.
+  __device__ __forceinline__ RowView FindView(const Item& item, int row) const {
+    const Sequence& s = item.sequence;
+    RowView view = {};
+    if (row < item.existing_rows) {
+      const core::Interval keys =
+          core::VisibleKeys(problem_.mask, s, item.head, item.first_row + row);
+      view.begin = static_cast<int>(keys.begin);
+      view.end = static_cast<int>(keys.end);
+    }
+    const core::DenseBits& dense = problem_.mask.dense;
+    if (dense.words != nullptr) {
+      const int64_t i = core::Min<int64_t>(s.q_offset + item.first_row + row, dense.q_extent - 1);
+      view.words =
+          dense.words + core::DenseWordIndex(dense, s.batch, item.head, i, s.kv_offset / 64);
+    }
+    return view;
   }
 
   const Params& params_;

@@ -85,7 +85,7 @@ bool Declines(const Problem& p, core::Text* reason) {
            : p.alibi_slopes != nullptr ? "ALiBi"
            : p.softcap > 0.0f          ? "softcap"
                                        : "dropout");
-  } else if (!core::SeesIntervals(mask)) {
+  } else if (!core::SeesIntervals(mask) || p.sources.block_sparse_count != 0) {
     Format(reason,
            "beside lengths and dense masks it serves bands, with a prefix only where they have no "
            "left edge");

@@ -20,6 +20,31 @@ tandem_dtype NamedType(const std::string& name) {
   return TANDEM_DTYPE_UNSET;
 }
 
+// efficient_cuda.sm90: scores that are nothing but scaled products, rows that see one interval of
+// keys beside dense masks, and tensors that the tensor memory accelerator can copy.
+bool MustAcceptOnHopper(const CaseSpec& spec) {
+  const auto is_served = [&](const TermSpec& term) {
+    switch (term.kind) {
+      case TANDEM_MASK_LENGTHS:
+        return true;
+      case TANDEM_MASK_BAND:
+        return !term.prefix || (term.left < 0 && !term.widths_per_head);
+      case TANDEM_MASK_DENSE:
+        return spec.kv_offset % 64 == 0;
+      default:
+        return false;
+    }
+  };
+  const auto is_default = [](const Strides& strides) {
+    return strides.order.empty() && strides.padding.empty() && strides.negative == 0 &&
+           strides.broadcast == 0;
+  };
+  return std::max(spec.qk_dim, spec.v_dim) <= 128 && spec.qk_dim % 8 == 0 && spec.v_dim % 8 == 0 &&
+         spec.softcap == 0.0f && spec.bias.dtype == TANDEM_DTYPE_UNSET && spec.alibi_rank == 0 &&
+         spec.dropout_rate == 0.0f && is_default(spec.q_strides) && is_default(spec.k_strides) &&
+         is_default(spec.v_strides) && std::all_of(spec.terms.begin(), spec.terms.end(), is_served);
+}
+
 }  // namespace
 
 std::ostream& operator<<(std::ostream& stream, const Kernel& kernel) {
@@ -44,8 +69,7 @@ std::vector<Kernel> AvailableKernels() {
 
 std::vector<Kernel> ForwardKernels() {
   std::vector<Kernel> kernels = AvailableKernels();
-  std::erase_if(kernels,
-                [](const Kernel& kernel) { return kernel.name.starts_with("flash_cpu_backward"); });
+  std::erase_if(kernels, [](const Kernel& kernel) { return Contains(kernel.name, "_backward."); });
   return kernels;
 }
 
@@ -76,6 +100,7 @@ bool MustAccept(const Kernel& kernel, const CaseSpec& spec) {
   const int64_t widest = std::max(spec.qk_dim, spec.v_dim);
   if (kernel.name == "reference.cpu" || kernel.name == "fake_cuda.reference") return true;
   if (kernel.name.starts_with("flash_cpu.")) return widest <= 512;
+  if (kernel.name.starts_with("efficient_cuda.sm90.")) return MustAcceptOnHopper(spec);
   if (kernel.name.starts_with("efficient_cuda.")) return widest <= 256;
   return false;
 }

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <memory>
 
+#include "backend_cpu/parallel.h"
 #include "core/backend.h"
 #include "core/tensor_check.h"
 #include "dispatch/error.h"
@@ -13,6 +14,9 @@ namespace tandem::dispatch {
 namespace {
 
 using core::DType;
+
+// A smaller append is done before other threads have begun.
+constexpr int64_t kParallelBytes = 256 << 10;
 
 // Where the parts of a cache are in its memory, in bytes.
 struct CacheLayout {
@@ -133,21 +137,20 @@ void CopyRows(const tandem_tensor& from, int64_t from_row, const char* from_data
   }
 }
 
+// Appends `count` rows to head h of sequence b, whose length stays as it is.
 void AppendRows(const tandem_kv_cache& cache, tandem_layout layout, const tandem_tensor& from,
-                bool values, int64_t b, int64_t count) {
+                bool values, int64_t b, int64_t h, int64_t count) {
   if (count == 0) return;  // an array without elements may have no address
   const tandem_tensor to = core::CacheTensor(cache, layout, values);
   const int64_t size = core::ElementSize(static_cast<DType>(from.dtype));
   const int head = layout == TANDEM_LAYOUT_BHSD ? 1 : 2;
   const int row = 3 - head;
-  for (int64_t h = 0; h < cache.config.kv_heads; ++h) {
-    const char* source =
-        static_cast<const char*>(from.data) + (b * from.strides[0] + h * from.strides[head]) * size;
-    char* target =
-        static_cast<char*>(to.data) +
-        (b * to.strides[0] + h * to.strides[head] + cache.lengths[b] * to.strides[row]) * size;
-    CopyRows(from, from.strides[row], source, to, to.strides[row], target, count);
-  }
+  const char* source =
+      static_cast<const char*>(from.data) + (b * from.strides[0] + h * from.strides[head]) * size;
+  char* target =
+      static_cast<char*>(to.data) +
+      (b * to.strides[0] + h * to.strides[head] + cache.lengths[b] * to.strides[row]) * size;
+  CopyRows(from, from.strides[row], source, to, to.strides[row], target, count);
 }
 
 tandem_status Append(tandem_kv_cache* cache, tandem_layout layout, const tandem_tensor* k,
@@ -184,11 +187,19 @@ tandem_status Append(tandem_kv_cache* cache, tandem_layout layout, const tandem_
                   static_cast<long long>(config.capacity));
     }
   }
-  for (int64_t b = 0; b < config.batch; ++b) {
-    AppendRows(*cache, layout, *k, false, b, count(b));
-    AppendRows(*cache, layout, *v, true, b, count(b));
-    cache->lengths[b] += static_cast<int32_t>(count(b));
-  }
+  int64_t all_rows = 0;
+  for (int64_t b = 0; b < config.batch; ++b) all_rows += count(b);
+  auto append = [&](int64_t index, int) {
+    const int64_t b = index / config.kv_heads, h = index % config.kv_heads;
+    AppendRows(*cache, layout, *k, false, b, h, count(b));
+    AppendRows(*cache, layout, *v, true, b, h, count(b));
+  };
+  const int64_t bytes = all_rows * config.kv_heads * (config.qk_dim + config.v_dim) *
+                        core::ElementSize(static_cast<DType>(config.dtype));
+  core::Context context = {};
+  context.threads = bytes < kParallelBytes ? 1 : 0;
+  cpu::ParallelForEach(context, config.batch * config.kv_heads, append);
+  for (int64_t b = 0; b < config.batch; ++b) cache->lengths[b] += static_cast<int32_t>(count(b));
   return TANDEM_STATUS_OK;
 }
 

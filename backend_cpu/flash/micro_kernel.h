@@ -2,9 +2,11 @@
 // registers. It serves both S = Q K^T (one segment, depth Dqk) and O += P V (a segment per tile of
 // 64 keys, so that O is loaded and stored once for several tiles).
 //
-// A is row-major. B is packed (pack.h): `depth` lines of kVectors vectors each. Every element of C
-// is one chain of fused multiply-adds in the order of the segments and of depth, whatever the block
-// sizes: a row's bits do not depend on its neighbours.
+// A is row-major. B is packed (pack.h): `depth` lines of kVectors vectors each. Every element of
+// the product is one chain of fused multiply-adds in the order of the segments and of depth,
+// whatever the block sizes: a row's bits do not depend on its neighbours. The chain begins at 0 and
+// C is added at its end, so that the error grows with the keys of a call, not with all that C has
+// summed up.
 #ifndef TANDEM_BACKEND_CPU_FLASH_MICRO_KERNEL_H_
 #define TANDEM_BACKEND_CPU_FLASH_MICRO_KERNEL_H_
 
@@ -37,9 +39,7 @@ TANDEM_ISA_INLINE void MultiplyBlock(const float* a, int64_t a_stride, const Seg
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) {
-      sum[r][v] = accumulate ? V::load_unaligned(c + r * c_stride + v * kLanes<Arch>) : V(0.0f);
-    }
+    for (int v = 0; v < kVectors; ++v) sum[r][v] = V(0.0f);
   }
   for (int t = 0; t < segment_count; ++t) {
     const float* column = a + segments[t].a_offset;
@@ -62,7 +62,9 @@ TANDEM_ISA_INLINE void MultiplyBlock(const float* a, int64_t a_stride, const Seg
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) {
-      sum[r][v].store_unaligned(c + r * c_stride + v * kLanes<Arch>);
+      float* to = c + r * c_stride + v * kLanes<Arch>;
+      if (accumulate) sum[r][v] = V::load_unaligned(to) + sum[r][v];
+      sum[r][v].store_unaligned(to);
     }
   }
 }

@@ -186,7 +186,8 @@ TANDEM_HD bool SeesIntervals(const Mask& mask) {
   bool sees = mask.row_ranges_count + mask.segments_count + mask.block_sparse_count == 0;
   for (int t = 0; t < mask.band_count; ++t) {
     const BandTerm& band = mask.bands[t];
-    sees = sees && (band.prefix == nullptr || (band.left < 0 && band.left_per_head.data == nullptr));
+    sees =
+        sees && (band.prefix == nullptr || (band.left < 0 && band.left_per_head.data == nullptr));
   }
   return sees;
 }

@@ -29,12 +29,15 @@ bool MakeMap(const Problem& p, const Array4& array, int64_t dim, int64_t heads, 
   const bool is_packed = core::IsPacked(p);
   const Encoder encode = FindEncoder();
   if (encode == nullptr || reinterpret_cast<uintptr_t>(array.data) % 16 != 0) return false;
-  const auto extent = [](int64_t n) { return static_cast<cuuint64_t>(core::Max<int64_t>(n, 1)); };
-  const cuuint64_t extents[4] = {extent(dim), extent(rows), extent(heads),
-                                 extent(is_packed ? 1 : p.batch)};
-  const auto bytes = [](int64_t stride) { return static_cast<cuuint64_t>(stride * 2); };
-  const cuuint64_t strides[3] = {bytes(array.row_stride), bytes(array.head_stride),
-                                 is_packed ? 16 : bytes(array.batch_stride)};
+  const int64_t shape[4] = {dim, rows, heads, is_packed ? 1 : p.batch};
+  const int64_t strides_given[3] = {array.row_stride, array.head_stride, array.batch_stride};
+  cuuint64_t extents[4];
+  cuuint64_t strides[3];
+  for (int d = 0; d < 4; ++d) extents[d] = static_cast<cuuint64_t>(core::Max<int64_t>(shape[d], 1));
+  for (int d = 0; d < 3; ++d) {
+    // Where there is one, its distance to the next does not matter, but it must not be 0.
+    strides[d] = extents[d + 1] == 1 ? 16 : static_cast<cuuint64_t>(strides_given[d] * 2);
+  }
   const cuuint32_t box[4] = {64, static_cast<cuuint32_t>(box_rows), 1, 1};
   const cuuint32_t steps[4] = {1, 1, 1, 1};
   return encode(map,

@@ -115,17 +115,31 @@ static __device__ __forceinline__ core::TileClass DenseClass(const Problem& prob
                              core::Min<int64_t>(key + kBlockKeys, keys_end));
 }
 
-template <int kHeadDim, Variant kVariant>
-class ItemWarp {
+// What both loading warps know.
+template <int kHeadDim>
+class LoadingWarp {
  public:
   static constexpr TilePolicy kPolicy = ForwardPolicy(kHeadDim);
 
-  __device__ ItemWarp(const Params& params, uint32_t shared, BlockState<kHeadDim>& state)
+  __device__ LoadingWarp(const Params& params, uint32_t shared, BlockState<kHeadDim>& state)
       : params_(params),
         problem_(params.problem),
         shared_(shared),
         state_(state),
         lane_(threadIdx.x % kWarpSize) {}
+
+ protected:
+  const Params& params_;
+  const Problem& problem_;
+  const uint32_t shared_;
+  BlockState<kHeadDim>& state_;
+  const int lane_;
+};
+
+template <int kHeadDim, Variant kVariant>
+class ItemWarp : LoadingWarp<kHeadDim> {
+ public:
+  using LoadingWarp<kHeadDim>::LoadingWarp;
 
   // Units in order, so that neighbours read the same keys at about the same time.
   __device__ void Run() {
@@ -261,25 +275,20 @@ class ItemWarp {
     return view;
   }
 
-  const Params& params_;
-  const Problem& problem_;
-  const uint32_t shared_;
-  BlockState<kHeadDim>& state_;
-  const int lane_;
+  using Base = LoadingWarp<kHeadDim>;
+  using Base::kPolicy;
+  using Base::lane_;
+  using Base::params_;
+  using Base::problem_;
+  using Base::shared_;
+  using Base::state_;
   uint32_t items_ = 0;  // announced
 };
 
 template <int kHeadDim, Variant kVariant>
-class TileWarp {
+class TileWarp : LoadingWarp<kHeadDim> {
  public:
-  static constexpr TilePolicy kPolicy = ForwardPolicy(kHeadDim);
-
-  __device__ TileWarp(const Params& params, uint32_t shared, BlockState<kHeadDim>& state)
-      : params_(params),
-        problem_(params.problem),
-        shared_(shared),
-        state_(state),
-        lane_(threadIdx.x % kWarpSize) {}
+  using LoadingWarp<kHeadDim>::LoadingWarp;
 
   __device__ void Run() {
     for (uint32_t n = 0;; ++n) {
@@ -370,11 +379,13 @@ class TileWarp {
 
   static constexpr int kNone = -1;
 
-  const Params& params_;
-  const Problem& problem_;
-  const uint32_t shared_;
-  BlockState<kHeadDim>& state_;
-  const int lane_;
+  using Base = LoadingWarp<kHeadDim>;
+  using Base::kPolicy;
+  using Base::lane_;
+  using Base::params_;
+  using Base::problem_;
+  using Base::shared_;
+  using Base::state_;
   const Item* item_;
   uint32_t keys_ = 0;  // tiles loaded
   uint32_t values_ = 0;

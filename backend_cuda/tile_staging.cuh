@@ -300,6 +300,14 @@ __device__ __forceinline__ uint32_t NonFiniteHalves(uint32_t pair) {
   return ((pair & kExponent) + kLowest) & 0x80008000u;
 }
 
+// A pair with 0 in the place of halves that are not finite; `met` is not 0 once there was one.
+template <DType kDType>
+__device__ __forceinline__ uint32_t WithoutNonFinite(uint32_t pair, uint32_t& met) {
+  const uint32_t bad = NonFiniteHalves<kDType>(pair);
+  met |= bad;
+  return pair & ~((bad >> 15) * 0xffffu);  // 0x8000 becomes 0xffff
+}
+
 // The bits of 1.
 template <DType kDType>
 inline constexpr uint32_t kOneOf = kDType == DType::kF16 ? 0x3c00u : 0x3f80u;
@@ -320,11 +328,8 @@ __device__ __forceinline__ void ForEachChunk(char* shared, int thread, Change ch
 template <DType kDType, int kHeadDim, int kRows, int kThreads>
 __device__ __forceinline__ bool TakeOutNonFinite(char* shared, int thread) {
   uint32_t met = 0;
-  ForEachChunk<kHeadDim, kRows, kThreads>(shared, thread, [&](uint32_t pair) {
-    const uint32_t bad = NonFiniteHalves<kDType>(pair);
-    met |= bad;
-    return pair & ~((bad >> 15) * 0xffffu);  // 0x8000 becomes 0xffff
-  });
+  ForEachChunk<kHeadDim, kRows, kThreads>(
+      shared, thread, [&](uint32_t pair) { return WithoutNonFinite<kDType>(pair, met); });
   return met != 0;
 }
 

@@ -539,11 +539,7 @@ class Warpgroup {
                    : "r"(address)
                    : "memory");
       uint32_t met = 0;
-      const auto clean = [&](uint32_t pair) {
-        const uint32_t bad = NonFiniteHalves<kDType>(pair);
-        met |= bad;
-        return pair & ~((bad >> 15) * 0xffffu);  // 0x8000 becomes 0xffff
-      };
+      const auto clean = [&](uint32_t pair) { return WithoutNonFinite<kDType>(pair, met); };
       x = make_uint4(clean(x.x), clean(x.y), clean(x.z), clean(x.w));
       if (met == 0) continue;
       asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(x.x), "r"(x.y),

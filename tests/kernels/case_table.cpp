@@ -125,6 +125,59 @@ void AddShapes(Table* table) {
   table->Add(nothing);
 }
 
+// Several blocks of rows and of keys, for kernels of large tiles; sizes that divide nothing.
+void AddSeveralTiles(Table* table) {
+  TermSpec prefix = Causal(kBottomRight);
+  prefix.prefix = true;
+  const struct {
+    const char* name;
+    int64_t q_rows, kv_rows, qk_dim, v_dim;
+    std::vector<TermSpec> terms;
+  } shapes[] = {
+      {"none", 200, 333, 64, 64, {}},
+      {"causal", 270, 270, 128, 128, {Causal(kTopLeft)}},
+      {"causal_more_keys", 129, 450, 80, 48, {Causal(kBottomRight)}},
+      {"window", 400, 400, 40, 120, {Band(kBottomRight, 150, 0)}},
+      {"prefix", 257, 300, 64, 64, {prefix}},
+      {"padding", 193, 390, 128, 64, {Lengths(true, true)}},
+      {"dense", 210, 333, 72, 128, {Dense(4)}},
+      {"dense_causal", 333, 333, 64, 40, {Dense(3, TANDEM_DTYPE_BIT), Causal(kBottomRight)}},
+  };
+  int n = 0;
+  for (const auto& shape : shapes) {
+    const tandem_dtype dtype = kTypes[++n % 2 + 1];
+    CaseSpec spec = Base(std::string("tiles_") + shape.name + "_" + Name(dtype), dtype);
+    spec.layout = n % 3 == 0 ? TANDEM_LAYOUT_BSHD : TANDEM_LAYOUT_BHSD;
+    spec.q_rows = shape.q_rows;
+    spec.kv_rows = shape.kv_rows;
+    spec.qk_dim = shape.qk_dim;
+    spec.v_dim = shape.v_dim;
+    spec.terms = shape.terms;
+    spec.kv_heads = n % 2 + 1;
+    spec.sink = n % 4 == 0;
+    spec.out_f32 = n % 5 == 0;
+    table->Add(spec);
+  }
+  for (const tandem_dtype dtype : {TANDEM_DTYPE_F16, TANDEM_DTYPE_BF16}) {
+    // A row's maximum leaves that of its first tile far behind.
+    CaseSpec spec = Base("tiles_spread_scores_" + Name(dtype), dtype);
+    spec.q_rows = 150;
+    spec.kv_rows = 600;
+    spec.scale = 6.0f;
+    table->Add(spec);
+    spec.name = "tiles_spread_scores_dense_" + Name(dtype);
+    spec.terms = {Dense(4)};
+    spec.qk_dim = spec.v_dim = 128;
+    table->Add(spec);
+    spec = Base("tiles_packed_" + Name(dtype), dtype);
+    spec.layout = TANDEM_LAYOUT_THD;
+    spec.q_lens = {300, 70, 0, 129, 20, 400};
+    spec.kv_lens = {300, 200, 33, 0, 140, 391};
+    spec.terms = {Causal(kBottomRight)};
+    table->Add(spec);
+  }
+}
+
 void AddScores(Table* table) {
   for (const tandem_dtype dtype : kTypes) {
     for (const float scale : {0.0f, -0.3f, 1e4f, 1e-20f}) {
@@ -388,6 +441,7 @@ std::vector<CaseSpec> CaseTable() {
   AddEmpty(&table);
   AddPacked(&table);
   AddMemory(&table);
+  AddSeveralTiles(&table);
   return table.Take();
 }
 

@@ -17,7 +17,7 @@
 #ifndef TANDEM_BACKEND_CUDA_HOPPER_FORWARD_KERNEL_CUH_
 #define TANDEM_BACKEND_CUDA_HOPPER_FORWARD_KERNEL_CUH_
 
-#include "backend_cuda/hopper/forward_producer.cuh"
+#include "backend_cuda/hopper/forward_loading.cuh"
 #include "backend_cuda/row_output.cuh"
 #include "backend_cuda/tile_staging.cuh"
 
@@ -274,6 +274,7 @@ class Warpgroup {
     // All where there are 32 or more, none where there are 0 or fewer.
     return __funnelshift_rc(kAllBits, 0u, 32u - static_cast<uint32_t>(core::Clamp(bits, 0, 32)));
   }
+
   // ---- softmax ----
 
   // Exponentials of a tile that is not the first, from the rows' references; what they add to the
@@ -772,7 +773,7 @@ __global__ void __launch_bounds__(ForwardPolicy(kHeadDim).threads, 1)
   }
   const int warpgroup = __shfl_sync(~0u, static_cast<int>(threadIdx.x) / kWarpgroupThreads, 0);
   if (warpgroup == 0) {
-    GiveRegisters<kPolicy.producer_registers>();
+    GiveRegisters<kPolicy.loading_registers>();
     if (threadIdx.x < kWarpSize) {
       ItemWarp<kHeadDim, kVariant>(params, address, state).Run();
     } else if (threadIdx.x < 2 * kWarpSize) {

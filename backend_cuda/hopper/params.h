@@ -10,22 +10,22 @@ namespace tandem::cuda::hopper {
 
 inline constexpr int kMostHeadDim = 128;
 inline constexpr int kBlockKeys = 128;
-inline constexpr int kStages = 2;              // of K, and of V
 inline constexpr int kWarpgroupThreads = 128;  // of 64 query rows
 inline constexpr int kMostWarpgroups = 3;
 
 // The padded head dimension that serves max(Dqk, Dv) = `dim`.
 constexpr int HeadDimBucket(int64_t dim) { return dim <= 64 ? 64 : 128; }
 
-// The tiles of a head dimension. One warpgroup more loads tiles and finds out which.
+// The tiles of a head dimension. Two warps of one warpgroup more find out which there are and load
+// them.
 struct TilePolicy {
   int warpgroups;
   int stages;  // of K, and of V
   int block_rows;
   int threads;
-  bool has_overlap;  // the softmax of a step runs under the product with V of the step before
-  int registers;     // of a thread of a warpgroup with rows
-  int producer_registers;
+  bool has_overlap;       // the softmax of a step runs under the product with V of the step before
+  int registers;          // of a thread of a warpgroup with rows
+  int loading_registers;  // of a thread of the others
   int query_bytes;
   int tile_bytes;  // of K or V
 };
@@ -38,14 +38,15 @@ constexpr TilePolicy ForwardPolicy(int head_dim) {
   policy.threads = (policy.warpgroups + 1) * kWarpgroupThreads;
   policy.has_overlap = head_dim > 64;
   policy.registers = policy.warpgroups == 3 ? 160 : 232;
-  policy.producer_registers = policy.warpgroups == 3 ? 32 : 40;
+  policy.loading_registers = policy.warpgroups == 3 ? 32 : 40;
   policy.query_bytes = policy.block_rows * head_dim * 2;
   policy.tile_bytes = kBlockKeys * head_dim * 2;
   return policy;
 }
 
-// What a kernel is compiled for. kPlain: only lengths hide pairs. kMasked: any mask that
-// ServesMask. kCareful: kMasked, for the row blocks whose output has a non-finite element.
+// What a kernel is compiled for. kPlain: only lengths hide pairs. kMasked: also bands and a dense
+// term (core::SeesIntervals). kCareful: kMasked, for the row blocks whose output has a non-finite
+// element.
 enum class Variant { kPlain, kMasked, kCareful };
 
 // One byte for each warp of a row block: its output has a non-finite element.
@@ -68,9 +69,6 @@ struct Params {
   int64_t units;
 };
 static_assert(sizeof(Params) <= 4096, "Params no longer fits kernel parameters");
-
-// Whether every row sees one interval of keys, but for a dense term: core::VisibleKeys.
-TANDEM_HD bool ServesMask(const core::Mask& mask) { return core::SeesIntervals(mask); }
 
 }  // namespace tandem::cuda::hopper
 

@@ -1,7 +1,7 @@
 // The two warps that have everything loaded: one goes ahead over the row blocks of this block of
 // threads and loads Q, the other finds out which tiles they see and loads those.
-#ifndef TANDEM_BACKEND_CUDA_HOPPER_FORWARD_PRODUCER_CUH_
-#define TANDEM_BACKEND_CUDA_HOPPER_FORWARD_PRODUCER_CUH_
+#ifndef TANDEM_BACKEND_CUDA_HOPPER_FORWARD_LOADING_CUH_
+#define TANDEM_BACKEND_CUDA_HOPPER_FORWARD_LOADING_CUH_
 
 #include "backend_cuda/hopper/instructions.cuh"
 #include "backend_cuda/hopper/params.h"
@@ -397,4 +397,4 @@ class TileWarp : LoadingWarp<kHeadDim> {
 
 }  // namespace tandem::cuda::hopper
 
-#endif  // TANDEM_BACKEND_CUDA_HOPPER_FORWARD_PRODUCER_CUH_
+#endif  // TANDEM_BACKEND_CUDA_HOPPER_FORWARD_LOADING_CUH_

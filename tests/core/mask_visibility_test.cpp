@@ -1,5 +1,6 @@
-// VisibleWord, ClassifyTile and VisibleKeyHull against the plain definition, pair by pair, for
-// every term alone and for random conjunctions, in rectangular, packed and sharded problems.
+// VisibleWord, ClassifyTile, VisibleKeyHull and VisibleKeys against the plain definition, pair by
+// pair, for every term alone and for random conjunctions, in rectangular, packed and sharded
+// problems.
 #include <gtest/gtest.h>
 #include <rapidcheck/gtest.h>
 
@@ -128,6 +129,25 @@ void CheckHulls(const core::Problem& p, const core::Sequence& s, int64_t h, cons
   }
 }
 
+// Where rows see intervals, those are what the terms but for the dense ones allow, and no end
+// falls.
+void CheckIntervals(const core::Problem& p, const core::Sequence& s, int64_t h,
+                    const Truth& truth) {
+  if (!core::SeesIntervals(p.mask)) return;
+  core::Interval before = {0, 0};
+  for (int64_t i = 0; i < truth.rows() && core::RowExists(s, i); ++i) {
+    const core::Interval keys = core::VisibleKeys(p.mask, s, h, i);
+    ASSERT_LE(keys.begin, keys.end);
+    ASSERT_TRUE(keys.begin >= before.begin && keys.end >= before.end) << "row " << i;
+    before = keys;
+    for (int64_t j0 = 0; j0 < truth.keys(); j0 += 64) {
+      ASSERT_EQ(core::StructuredWord(p.mask, s, h, i, j0),
+                core::IntervalWord(keys.begin - j0, keys.end - j0))
+          << WhereIs(s.batch, h, i, j0);
+    }
+  }
+}
+
 // exact: canonical tiles must get their true class, not only a safe one.
 void CheckMask(const CaseSpec& spec, bool exact) {
   const Case source(spec);
@@ -152,6 +172,8 @@ void CheckMask(const CaseSpec& spec, bool exact) {
       CheckTiles(p, s, h, truth, exact);
       if (testing::Test::HasFatalFailure()) return;
       CheckHulls(p, s, h, truth);
+      if (testing::Test::HasFatalFailure()) return;
+      CheckIntervals(p, s, h, truth);
       if (testing::Test::HasFatalFailure()) return;
     }
   }

@@ -1,5 +1,6 @@
 #include "backend_cuda/backward.h"
 
+#include "backend_cuda/tile_choice.h"
 #include "core/softmax.h"
 
 namespace tandem::cuda {
@@ -54,14 +55,6 @@ cudaError_t LaunchType(const BackwardParams& params, cudaStream_t stream) {
   }
 }
 
-// Whether scores are nothing but products by a scale that neither overflows nor vanishes in the
-// exponential.
-bool IsPlain(const Problem& p) {
-  const float magnitude = p.scale < 0.0f ? -p.scale : p.scale;
-  return p.bias.data == nullptr && p.alibi_slopes == nullptr && p.softcap <= 0.0f &&
-         p.dropout.enabled == 0 && magnitude > 1e-30f && magnitude < 1e30f;
-}
-
 }  // namespace
 
 bool DeclineBackward(DType dtype, const Problem& problem, core::Text* reason) {
@@ -94,7 +87,7 @@ cudaError_t LaunchBackward(const Problem& problem, void* workspace, cudaStream_t
   params.problem = problem;
   LayOutBackward(&params, static_cast<char*>(workspace));
   const DType math = GradientMath(problem);
-  params.is_plain = IsPlain(problem) ? 1 : 0;
+  params.is_plain = HasOrdinaryScores(problem) && problem.bias.data == nullptr ? 1 : 0;
   params.unit = problem.scale * (math == DType::kF32 ? 1.0f : core::kLog2e);
   cudaError_t error = cudaSuccess;
   if (core::IsPacked(problem)) error = LaunchFillGradientGaps(problem, stream);

@@ -3,23 +3,15 @@
 #define TANDEM_BACKEND_CUDA_BACKWARD_LAUNCH_CUH_
 
 #include "backend_cuda/backward_bias.cuh"
+#include "backend_cuda/launch.h"
+#include "backend_cuda/tile_choice.h"
 
 namespace tandem::cuda {
-
-inline cudaError_t LaunchShared(const void* kernel, dim3 grid, int threads, int shared_bytes,
-                                void** arguments, cudaStream_t stream) {
-  const cudaError_t error =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
-  if (error != cudaSuccess) return error;
-  return cudaLaunchKernel(kernel, grid, dim3(threads), arguments, static_cast<size_t>(shared_bytes),
-                          stream);
-}
 
 template <core::DType kDType, int kHeadDim, GradientSide kSide, bool kHasTerms>
 cudaError_t LaunchBlocks(BackwardParams& params, cudaStream_t stream) {
   using Block = GradientBlock<kDType, kHeadDim, kSide, kHasTerms>;
   static_assert(Block::kSharedBytes <= kSmallestSharedBytes, "more shared memory than sm_86 has");
-  constexpr int64_t kSectionBytes = int64_t{24} << 20;  // of the rows walked over, of the L2 cache
   const core::Problem& p = params.problem;
   const bool keeps_keys = kSide == GradientSide::kKeys;
   const int64_t rows = keeps_keys ? p.kv_rows : p.q_rows;
@@ -27,13 +19,9 @@ cudaError_t LaunchBlocks(BackwardParams& params, cudaStream_t stream) {
   params.blocks = core::CeilDiv<int64_t>(rows, Block::kPolicy.block_rows);
   if (params.blocks * heads == 0) return cudaSuccess;
   if (params.blocks * heads > INT32_MAX) return cudaErrorInvalidConfiguration;
-  // Where blocks differ in length, all heads are one section, as in the forward pass.
   const int64_t head_bytes =
       (keeps_keys ? p.group * p.q_rows : p.kv_rows) * 4 * Planes(kDType) * kHeadDim;
-  params.section_heads =
-      p.mask.band_count > 0 || core::IsPacked(p)
-          ? heads
-          : core::Clamp<int64_t>(kSectionBytes / core::Max<int64_t>(head_bytes, 1), 1, heads);
+  params.section_heads = SectionHeads(p, heads, head_bytes, 1);
   void* arguments[] = {&params};
   return LaunchShared(
       reinterpret_cast<const void*>(&GradientKernel<kDType, kHeadDim, kSide, kHasTerms>),

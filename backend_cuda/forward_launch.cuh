@@ -23,12 +23,9 @@ inline cudaError_t LaunchItems(const void* kernel, ForwardParams& params, int th
                                int shared_bytes, cudaStream_t stream) {
   if (params.items == 0) return cudaSuccess;
   if (params.items > INT32_MAX) return cudaErrorInvalidConfiguration;
-  const cudaError_t error =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
-  if (error != cudaSuccess) return error;
   void* arguments[] = {&params};
-  return cudaLaunchKernel(kernel, dim3(static_cast<unsigned>(params.items)), dim3(threads),
-                          arguments, static_cast<size_t>(shared_bytes), stream);
+  return LaunchShared(kernel, dim3(static_cast<unsigned>(params.items)), threads, shared_bytes,
+                      arguments, stream);
 }
 
 }  // namespace tandem::cuda

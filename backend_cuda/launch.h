@@ -17,6 +17,16 @@ inline cudaError_t GetDeviceAttribute(cudaDeviceAttr attribute, int* value) {
   return error != cudaSuccess ? error : cudaDeviceGetAttribute(value, attribute, device);
 }
 
+// Launches a kernel with dynamic shared memory of any size that the device has.
+inline cudaError_t LaunchShared(const void* kernel, dim3 grid, int threads, int shared_bytes,
+                                void** arguments, cudaStream_t stream) {
+  const cudaError_t error =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
+  if (error != cudaSuccess) return error;
+  return cudaLaunchKernel(kernel, grid, dim3(threads), arguments, static_cast<size_t>(shared_bytes),
+                          stream);
+}
+
 // The forward pass of the sequences that are not short, and of those that are, up to the merge of
 // their splits. kHeadDim: HeadDimBucket(max(Dqk, Dv)). params: problem and workspace are set.
 template <core::DType kDType, int kHeadDim>

@@ -1,10 +1,21 @@
-// Choices that the launchers of both families make from a problem.
+// Choices that several launchers make from a problem.
 #ifndef TANDEM_BACKEND_CUDA_TILE_CHOICE_H_
 #define TANDEM_BACKEND_CUDA_TILE_CHOICE_H_
 
 #include "core/problem.h"
 
 namespace tandem::cuda {
+
+inline constexpr int64_t kSectionBytes = int64_t{24} << 20;  // of about 50 MB of L2
+
+// Of `heads`, those whose blocks are served together, so that what they walk over stays in the L2
+// cache: `head_bytes`, shared by `group` of them. Where blocks differ in length, all of them: a
+// long block of a last section would begin when the others have ended.
+inline int64_t SectionHeads(const core::Problem& p, int64_t heads, int64_t head_bytes,
+                            int64_t group) {
+  if (p.mask.band_count > 0 || core::IsPacked(p)) return heads;
+  return core::Clamp<int64_t>(kSectionBytes / core::Max<int64_t>(head_bytes, 1) * group, 1, heads);
+}
 
 // Whether scores are products by an ordinary scale, and nothing but a bias comes on top: a scale
 // that neither overflows nor vanishes in the exponential.

@@ -8,8 +8,6 @@
 
 namespace tandem::cuda {
 
-inline constexpr int64_t kSectionBytes = int64_t{24} << 20;  // of K and V, of about 50 MB of L2
-
 // Bytes of a bias element where its tiles can be staged by 16-byte copies, else 0.
 inline int32_t StagedBiasBytes(const core::Problem& p, int block_keys) {
   const core::Array4& bias = p.bias;
@@ -38,15 +36,8 @@ cudaError_t LaunchForwardTiles(ForwardParams params, cudaStream_t stream) {
   const core::Problem& p = params.problem;
   params.row_blocks = core::CeilDiv<int64_t>(p.q_rows, kPolicy.block_rows);
   params.items = p.batch * p.q_heads * params.row_blocks;
-  // Where row blocks differ in length, all heads are one section: a long block of a last section
-  // would begin when the others have ended.
-  const int64_t heads = p.batch * p.q_heads;
-  const int64_t head_bytes = p.kv_rows * (p.qk_dim + p.v_dim) * kElementBytes<kDType>;
-  params.section_heads =
-      p.mask.band_count > 0 || core::IsPacked(p)
-          ? heads
-          : core::Clamp<int64_t>(kSectionBytes / core::Max<int64_t>(head_bytes, 1) * p.group, 1,
-                                 heads);
+  params.section_heads = SectionHeads(
+      p, p.batch * p.q_heads, p.kv_rows * (p.qk_dim + p.v_dim) * kElementBytes<kDType>, p.group);
   using Column = ChunkColumn<kHeadDim, kPolicy.block_keys, kPolicy.threads>;
   const auto steps = [&](int64_t row_stride) {
     const int64_t row_bytes = 2 * (kIsF32 ? int64_t{Planes(kDType)} * kHeadDim : row_stride);

@@ -5,17 +5,15 @@
 
 #include "backend_cuda/hopper/forward_kernel.cuh"
 #include "backend_cuda/hopper/launch.h"
+#include "backend_cuda/launch.h"
 
 namespace tandem::cuda::hopper {
 
 // `is_dependent`: the launch may begin while the one before it runs, and waits for it itself.
 inline cudaError_t LaunchPersistent(const void* kernel, const Params& params, int threads,
                                     int shared_bytes, bool is_dependent, cudaStream_t stream) {
-  int device = 0;
   int multiprocessors = 0;
-  cudaError_t error = cudaGetDevice(&device);
-  if (error != cudaSuccess) return error;
-  error = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
+  cudaError_t error = GetDeviceAttribute(cudaDevAttrMultiProcessorCount, &multiprocessors);
   if (error != cudaSuccess) return error;
   error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
   if (error != cudaSuccess) return error;

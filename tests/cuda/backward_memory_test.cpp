@@ -3,7 +3,7 @@
 #include <cstring>
 
 #include "tests/cuda/device_array.h"
-#include "tests/support/kernels.h"
+#include "tests/cuda/on_gpu.h"
 
 namespace tandem::test {
 namespace {
@@ -75,15 +75,7 @@ bool SameBits(const std::vector<float>& a, const std::vector<float>& b) {
   return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
 }
 
-class BackwardMemory : public testing::Test {
- protected:
-  void SetUp() override {
-    if (tandem_device_count(TANDEM_DEVICE_CUDA) > 0) return;
-    const char* reason = tandem_device_unavailable_reason(TANDEM_DEVICE_CUDA);
-    ASSERT_FALSE(IsRequired("cuda")) << reason;
-    GTEST_SKIP() << reason;
-  }
-};
+class BackwardMemory : public OnGpu {};
 
 TEST_F(BackwardMemory, ThousandRunsAreEqual) {
   for (const DType dtype : {DType::kF32, DType::kF16, DType::kBF16}) {

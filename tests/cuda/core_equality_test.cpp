@@ -14,21 +14,13 @@
 #include "dispatch/staging.h"
 #include "tests/core/prepared_problem.h"
 #include "tests/cuda/core_on_device.h"
+#include "tests/cuda/on_gpu.h"
 #include "tests/kernels/case_table.h"
-#include "tests/support/kernels.h"
 
 namespace tandem::test {
 namespace {
 
-class CoreEquality : public testing::Test {
- protected:
-  void SetUp() override {
-    if (tandem_device_count(TANDEM_DEVICE_CUDA) > 0) return;
-    const char* reason = tandem_device_unavailable_reason(TANDEM_DEVICE_CUDA);
-    ASSERT_FALSE(IsRequired("cuda")) << reason;
-    GTEST_SKIP() << reason;
-  }
-};
+class CoreEquality : public OnGpu {};
 
 // The facts of one sequence and head on the host.
 MaskFacts MaskFactsOnHost(const core::Problem& p, const MaskQuery& query) {

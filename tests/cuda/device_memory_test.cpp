@@ -8,22 +8,14 @@
 #include <tandem/tandem.hpp>
 
 #include "tests/cuda/device_array.h"
-#include "tests/support/kernels.h"
+#include "tests/cuda/on_gpu.h"
 
 namespace tandem::test {
 namespace {
 
 constexpr int64_t kHeads = 2, kDim = 40;
 
-class DeviceMemory : public testing::Test {
- protected:
-  void SetUp() override {
-    if (tandem_device_count(TANDEM_DEVICE_CUDA) > 0) return;
-    const char* reason = tandem_device_unavailable_reason(TANDEM_DEVICE_CUDA);
-    ASSERT_FALSE(IsRequired("cuda")) << reason;
-    GTEST_SKIP() << reason;
-  }
-};
+class DeviceMemory : public OnGpu {};
 
 // A [1, 2, rows, 40] problem on the device and on the host, with `keys` keys, if not as many as
 // rows.

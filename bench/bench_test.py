@@ -43,7 +43,7 @@ class CaseTableTest(unittest.TestCase):
 
     def visible(self, case):
         """By definition, pair by pair."""
-        if case.is_packed:
+        if case.document_mean:
             document = [n for n, length in enumerate(case.documents()) for _ in range(length)]
         pairs = 0
         for b in range(case.batch):
@@ -51,16 +51,21 @@ class CaseTableTest(unittest.TestCase):
                 for j in range(case.kv_len):
                     sees = {"none": True, "causal": j <= i, "window": i - case.window <= j <= i,
                             "padded": case.mask == "padded" and j < case.kv_lengths()[b],
-                            "packed": case.is_packed and document[i] == document[j],
-                            "packed_causal": case.is_packed and document[i] == document[j] and j <= i}
-                    pairs += sees[case.mask]
+                            "prefix": j <= i or j < case.prefix,
+                            "blocks": case.mask == "blocks" and j // cases.BLOCK in case.blocks[i // cases.BLOCK],
+                            "packed": case.document_mean and document[i] == document[j],
+                            "packed_causal": case.document_mean and document[i] == document[j] and j <= i}
+                    sees["segments_causal"] = sees["packed_causal"]
+                    pairs += bool(sees[case.mask])
         return pairs
 
     def test_pairs_are_the_visible_ones(self):
         small = cases.Case("", "cpu", "f32", 3, 2, 1, 50, 50, 8)
         for mask, more in (("none", {}), ("causal", {}), ("window", {"window": 7}), ("padded", {}),
                            ("packed", {"batch": 1, "document_mean": 8}),
-                           ("packed_causal", {"batch": 1, "document_mean": 8})):
+                           ("packed_causal", {"batch": 1, "document_mean": 8}),
+                           ("segments_causal", {"batch": 1, "document_mean": 8}), ("prefix", {"prefix": 9}),
+                           ("blocks", {"batch": 1, "q_len": 1024, "kv_len": 1024})):
             case = dataclasses.replace(small, mask=mask, **more)
             self.assertEqual(case.pairs, self.visible(case), mask)
             self.assertEqual(case.flops, 4 * 2 * 8 * case.pairs)

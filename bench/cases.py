@@ -1,7 +1,8 @@
 """The cases that Tandem and its peers are timed on: one table, for both devices. Needs nothing but Python.
 
 A case is a shape, a type and a mask; its name is that of docs/benchmarks.md and of tandem_benchmark:
-forward/cpu/bf16/b1/h8/hk8/q2048/k2048/d128/causal. How its work is counted:
+forward/cpu/bf16/b1/h8/hk8/q2048/k2048/d128/causal. "growing" has no mask, but queries twice as large and keys that grow
+along the row, by 1 + j / 256. How its work is counted:
 
 - pairs: visible (query, key) pairs of one head, summed over the batch. A random dense mask leaves every tile partial,
   so all pairs count there, for everybody.
@@ -10,10 +11,12 @@ forward/cpu/bf16/b1/h8/hk8/q2048/k2048/d128/causal. How its work is counted:
 """
 
 import dataclasses
+import functools
 import random
 
 ELEMENT_SIZE = {"f32": 4, "f16": 2, "bf16": 2}
 VISIBLE = 0.9  # of the pairs of a boolean mask
+BLOCK = 128  # rows and keys of a block of mask "blocks"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,13 +32,13 @@ class Case:
     dim: int
     mask: str = "none"
     window: int = 0  # mask "window": keys before the query's own that it sees
-    document_mean: int = 0  # masks "packed" and "packed_causal": all of q_len is packed documents of this mean length
+    document_mean: int = 0  # masks "packed", "packed_causal" and "segments_causal": all of q_len is documents of this
+    # mean length, which "segments_causal" keeps in one sequence
+    prefix: int = 0  # mask "prefix": keys that all queries see, beside those that a causal mask shows
 
     @property
     def mask_name(self):
-        if self.window:
-            return f"window{self.window}"
-        return f"{self.mask}{self.document_mean}" if self.document_mean else self.mask
+        return f"{self.mask}{self.window or self.document_mean or self.prefix or ''}"
 
     @property
     def name(self):
@@ -44,7 +47,7 @@ class Case:
 
     @property
     def is_packed(self):
-        return self.document_mean > 0
+        return self.mask in ("packed", "packed_causal")
 
     def documents(self):
         """Lengths of the packed documents: from a quarter of the mean to seven quarters, the last one cut."""
@@ -61,11 +64,23 @@ class Case:
         steps = max(self.batch - 1, 1)
         return [self.kv_len - self.kv_len * 3 * b // (4 * steps) for b in range(self.batch)]
 
+    @functools.cached_property
+    def blocks(self):
+        """Mask "blocks": for each block of rows the blocks of keys that it sees: the first one, its own and the three
+        before it, and about one in eight of the others before it."""
+        source = random.Random(self.q_len)
+        return [[j for j in range(i + 1) if j == 0 or j > i - 4 or source.random() < 1 / 8]
+                for i in range(self.q_len // BLOCK)]
+
     @property
     def pairs(self):
-        if self.is_packed:
-            causal = self.mask == "packed_causal"
+        if self.document_mean:
+            causal = self.mask != "packed"
             return sum(n * (n + 1) // 2 if causal else n * n for n in self.documents())
+        if self.mask == "blocks":
+            return self.batch * BLOCK * BLOCK * sum(map(len, self.blocks))
+        if self.mask == "prefix":
+            return self.batch * sum(max(i + 1, self.prefix) for i in range(self.q_len))
         if self.mask == "padded":
             return self.q_len * sum(self.kv_lengths())
         if self.mask in ("causal", "window"):  # top-left, and as many queries as keys
@@ -106,7 +121,7 @@ def cuda_cases():
     of time."""
     shapes = {128: ((4, 16, 4096), (16, 16, 1024), (1, 16, 16384)),
               64: ((4, 32, 4096), (16, 32, 1024), (1, 32, 16384)),
-              256: ((4, 8, 4096),)}
+              256: ((4, 8, 4096), (1, 8, 16384))}
     dense = [_square("dense", "cuda", "bf16", *shape, dim, mask)
              for dim in shapes for shape in shapes[dim] for mask in ("none", "causal")]
     first = [case for case in dense if case.q_len == 4096 and case.dim <= 128]
@@ -116,7 +131,12 @@ def cuda_cases():
     for mask in ("boolean", "bias"):
         yield _square("mask", "cuda", "bf16", 4, 32, 4096, 64, mask)
     yield _square("sparse", "cuda", "bf16", 1, 16, 16384, 128, "packed_causal", document_mean=1024)
+    yield _square("sparse", "cuda", "bf16", 1, 16, 65536, 128, "packed_causal", document_mean=4096)
     yield _square("sparse", "cuda", "bf16", 1, 16, 16384, 128, "window", window=1024)
+    yield _square("sparse", "cuda", "bf16", 4, 16, 4096, 128, "prefix", prefix=1024)
+    yield _square("sparse", "cuda", "bf16", 1, 16, 16384, 128, "segments_causal", document_mean=1024)
+    yield _square("sparse", "cuda", "bf16", 1, 16, 16384, 128, "blocks")
+    yield _square("dense", "cuda", "bf16", 4, 16, 4096, 128, "growing")
     yield _square("gqa", "cuda", "bf16", 4, 32, 4096, 128, "causal", kv_heads=8)
     for batch, kv_len in ((16, 8192), (1, 65536), (128, 2048)):
         yield Case("decode", "cuda", "bf16", batch, 32, 8, 1, kv_len, 128)

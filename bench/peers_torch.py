@@ -7,6 +7,8 @@ import typing
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+import cases
+
 
 class Declined(Exception):
     """Why a peer does not take a case."""
@@ -96,13 +98,18 @@ def _flex(inputs):
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention  # slow to import
     case = inputs.case
     visible, score = None, None
-    if case.is_packed:
+    if case.document_mean:
         document, causal = inputs.document, inputs.is_causal
         visible = lambda b, h, i, j: (document[i] == document[j]) & ((j <= i) | (not causal))
     elif inputs.is_causal:
         visible = lambda b, h, i, j: j <= i
     elif case.mask == "window":
         visible = lambda b, h, i, j: (j <= i) & (j >= i - case.window)
+    elif case.mask == "prefix":
+        visible = lambda b, h, i, j: (j <= i) | (j < case.prefix)
+    elif case.mask == "blocks":
+        block_map, block = inputs.block_map, cases.BLOCK
+        visible = lambda b, h, i, j: block_map[i // block, j // block]
     elif case.mask == "padded":
         lengths = inputs.kv_lengths
         visible = lambda b, h, i, j: j < lengths[b]

@@ -9,7 +9,7 @@ import sys
 
 OURS = ("tandem", "tandem with preparation", "tandem dense")
 TITLES = {"dense": "No mask and causal", "mask": "Boolean mask and bias, every tile partial",
-          "sparse": "Packed documents, padding, windows", "gqa": "Grouped queries", "f16": "f16", "f32": "f32",
+          "sparse": "Documents, padding, windows, prefixes, blocks", "gqa": "Grouped queries", "f16": "f16", "f32": "f32",
           "decode": "Decoding: one query per sequence", "short": "Short", "long": "Long"}
 
 

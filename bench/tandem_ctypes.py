@@ -7,7 +7,7 @@ MAX_RANK = 5
 CPU, CUDA = 1, 2
 LAYOUT_BHSD, LAYOUT_THD = 1, 3
 TOP_LEFT, BOTTOM_RIGHT = 1, 2
-BAND, LENGTHS, PACKED, DENSE = 1, 3, 4, 6
+BAND, LENGTHS, PACKED, SEGMENTS, DENSE, BLOCK_SPARSE = 1, 3, 4, 5, 6, 7
 DTYPES = {"float32": 1, "float16": 2, "bfloat16": 3, "int32": 5, "int64": 6, "bool": 7}
 
 
@@ -61,6 +61,15 @@ class Packed(ctypes.Structure):
 
 class Dense(ctypes.Structure):
     _fields_ = [("head", Head), ("mask", TensorPointer), ("sequence_offsets", TensorPointer)]
+
+
+class Segments(ctypes.Structure):
+    _fields_ = [("head", Head), ("q_segments", TensorPointer), ("kv_segments", TensorPointer)]
+
+
+class BlockSparse(ctypes.Structure):
+    _fields_ = [("head", Head), ("q_block", ctypes.c_int32), ("kv_block", ctypes.c_int32)] + [
+        (name, TensorPointer) for name in ("counts", "indices", "full_counts", "full_indices")]
 
 
 class Problem(ctypes.Structure):
@@ -166,8 +175,9 @@ class Library:
 class Description:
     """A tandem_problem with tandem_outputs over PyTorch tensors, which it keeps alive.
 
-    terms: ("causal", alignment), ("window", left, right, alignment), ("kv_lengths", lengths), ("dense", mask),
-    ("packed", cu_seqlens, longest; 0 on the CPU).
+    terms: ("causal", alignment), ("window", left, right, alignment), ("prefix", lengths, alignment) which is causal but
+    for those keys, ("kv_lengths", lengths), ("dense", mask), ("packed", cu_seqlens, longest; 0 on the CPU),
+    ("segments", of queries and keys), ("blocks", size, counts, indices).
     """
 
     def __init__(self, q, k, v, out, lse=None, terms=(), bias=None, scale=None):
@@ -196,12 +206,22 @@ class Description:
             term, code = Band(), BAND
             left, right, alignment = (-1, 0, *arguments) if kind == "causal" else arguments
             term.alignment, term.left, term.right = alignment, left, right
+        elif kind == "prefix":
+            term, code = Band(), BAND
+            term.left, term.right, term.prefix, term.alignment = -1, 0, self._tensor(arguments[0]), arguments[1]
         elif kind == "kv_lengths":
             term, code = Lengths(), LENGTHS
             term.kv_lengths = self._tensor(arguments[0])
         elif kind == "dense":
             term, code = Dense(), DENSE
             term.mask = self._tensor(arguments[0])
+        elif kind == "segments":
+            term, code = Segments(), SEGMENTS
+            term.q_segments = term.kv_segments = self._tensor(arguments[0])
+        elif kind == "blocks":
+            term, code = BlockSparse(), BLOCK_SPARSE
+            term.q_block = term.kv_block = arguments[0]
+            term.counts, term.indices = map(self._tensor, arguments[1:])
         elif kind == "packed":
             term, code = Packed(), PACKED
             term.cu_seqlens_q = term.cu_seqlens_k = self._tensor(arguments[0])

@@ -38,6 +38,7 @@ class Case:
     heads = 2
     kv_heads = 2
     is_packed = False
+    document_mean = 0
 
     @property
     def window(self):

@@ -30,7 +30,7 @@ class CaseTableTest(unittest.TestCase):
             names = [case.name for case in cases.cases(device)]
             self.assertEqual(len(names), len(set(names)))
             for name in names:
-                self.assertRegex(name, rf"^forward/{device}/(f32|bf16|f16)/b\d+/h\d+/hk\d+/q\d+/k\d+/d\d+/[a-z_0-9]+$")
+                self.assertRegex(name, rf"^(forward|backward)/{device}/(f32|bf16|f16)/b\d+/h\d+/hk\d+/q\d+/k\d+/d\d+/[a-z_0-9]+$")
         self.assertIn("forward/cpu/bf16/b1/h8/hk8/q2048/k2048/d128/causal",
                       [case.name for case in cases.cases("cpu")])
 

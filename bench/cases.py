@@ -6,7 +6,7 @@ along the row, by 1 + j / 256. How its work is counted:
 
 - pairs: visible (query, key) pairs of one head, summed over the batch. A random dense mask leaves every tile partial,
   so all pairs count there, for everybody.
-- flops: 4 * heads * dim * pairs.
+- flops: 4 * heads * dim * pairs, and 10 times that product for the backward pass.
 - kv_bytes: keys and values, read once. io_bytes: besides these queries, output and the mask or bias given.
 """
 
@@ -21,7 +21,7 @@ BLOCK = 128  # rows and keys of a block of mask "blocks"
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    group: str
+    group: str  # "backward" for gradients, else of forward passes
     device: str
     dtype: str
     batch: int
@@ -37,12 +37,16 @@ class Case:
     prefix: int = 0  # mask "prefix": keys that all queries see, beside those that a causal mask shows
 
     @property
+    def is_backward(self):
+        return self.group == "backward"
+
+    @property
     def mask_name(self):
         return f"{self.mask}{self.window or self.document_mean or self.prefix or ''}"
 
     @property
     def name(self):
-        return (f"forward/{self.device}/{self.dtype}/b{self.batch}/h{self.heads}/hk{self.kv_heads}"
+        return (f"{'backward' if self.is_backward else 'forward'}/{self.device}/{self.dtype}/b{self.batch}/h{self.heads}/hk{self.kv_heads}"
                 f"/q{self.q_len}/k{self.kv_len}/d{self.dim}/{self.mask_name}")
 
     @property
@@ -90,7 +94,7 @@ class Case:
 
     @property
     def flops(self):
-        return 4 * self.heads * self.dim * self.pairs
+        return (10 if self.is_backward else 4) * self.heads * self.dim * self.pairs
 
     @property
     def kv_bytes(self):
@@ -145,6 +149,25 @@ def cuda_cases():
     for mask in ("none", "causal"):
         yield _square("f16", "cuda", "f16", 4, 16, 4096, 128, mask)
     yield from (case for case in dense if case not in first)
+    yield from _cuda_backward_cases()
+
+
+def _cuda_backward_cases():
+    backward = lambda dtype, *shape, **more: _square("backward", "cuda", dtype, *shape, **more)
+    for shape in ((4, 16, 4096, 128), (4, 32, 4096, 64), (1, 16, 16384, 128), (1, 32, 16384, 64), (4, 8, 4096, 256),
+                  (16, 16, 1024, 128)):
+        for mask in ("none", "causal"):
+            yield backward("bf16", *shape, mask)
+    for shape in ((4, 16, 4096, 128), (4, 32, 4096, 64)):
+        yield backward("bf16", *shape, "boolean")
+    yield backward("bf16", 4, 16, 4096, 128, "bias")
+    yield backward("bf16", 1, 16, 16384, 128, "packed_causal", document_mean=1024)
+    yield backward("bf16", 1, 16, 65536, 128, "packed_causal", document_mean=4096)
+    yield backward("bf16", 1, 16, 16384, 128, "window", window=1024)
+    yield backward("bf16", 4, 32, 4096, 128, "causal", kv_heads=8)
+    yield backward("f16", 4, 16, 4096, 128)
+    for dim in (128, 64):
+        yield backward("f32", 1, 16, 4096, dim)
 
 
 def cpu_cases():

@@ -11,7 +11,7 @@ FlashAttention wheels are used where they can be imported.
 
 Calls of ours: "tandem" runs a plan, with dense masks prepared once (a mask plan); "tandem with preparation" prepares
 the mask in every call; "tandem dense" is the same problem without mask and bias. "onednn.cpu" is our kernel of that
-name: oneDNN's products around our softmax.
+name: oneDNN's products around our softmax. The group "backward" times gradients; see peers_backward.py.
 """
 
 import argparse
@@ -27,11 +27,12 @@ import cases
 import inputs as case_inputs
 import machine
 import measure
+import peers_backward
 import peers_onnx
 import peers_torch
 import tandem_ctypes as tandem
 
-OURS = ("tandem", "tandem with preparation", "tandem dense")
+OURS = ("tandem", "tandem with preparation", "tandem dense", "tandem deterministic")
 
 
 class Budget:
@@ -117,6 +118,8 @@ class Bench:
             with warnings.catch_warnings(record=True) as said:
                 warnings.simplefilter("always")
                 try:
+                    if inputs.case.is_backward:
+                        prepare = peers_backward.gradients_of(prepare)
                     if name == "flex":
                         with self.compile_budget:
                             call = prepare(inputs)
@@ -158,13 +161,18 @@ class Bench:
     def measure(self, case):
         copies = case.rotated_copies(machine.last_level_cache_bytes())
         inputs = case_inputs.Inputs(case, copies)
+        if case.is_backward:
+            peers_backward.require_gradients(inputs)
         entry = {"case": case.name, "group": case.group, "pairs": case.pairs, "flops": case.flops,
                  "kv_bytes": case.kv_bytes, "io_bytes": case.io_bytes, "kv_copies": copies, "calls": {}}
-        calls, declined = self.ours(inputs)
+        calls, declined = peers_backward.ours(self.library, inputs) if case.is_backward else self.ours(inputs)
         more, more_declined = self.theirs(inputs)
         calls.update(more)
         entry["declined"] = {**declined, **more_declined}
-        self.judge(inputs, calls)
+        if case.is_backward:
+            peers_backward.judge(inputs, calls)
+        else:
+            self.judge(inputs, calls)
         turn = {name: 0 for name in calls}
 
         def rotate(name, call):
@@ -242,7 +250,7 @@ def main():
         return
     torch.manual_seed(1)
     start = time.monotonic()
-    with torch.inference_mode():
+    with torch.no_grad():
         bench = Bench(options)
         measure.warm_up(options.device, 1.0)
         bench.ceilings.sample()

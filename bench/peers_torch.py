@@ -21,10 +21,11 @@ class NotMeant(Exception):
 @dataclasses.dataclass
 class Call:
     """run(copy) computes with that copy of the keys and values; arrange(what run gave) is [B, H, S, D], or
-    [T, H, D] in packed cases."""
+    [T, H, D] in packed cases. tensors: the q, k and v that it reads, for copy 0, where it arranged them itself."""
 
     run: typing.Callable
     arrange: typing.Callable = lambda out: out
+    tensors: tuple = ()
 
 
 def _sdpa(backend):
@@ -68,12 +69,13 @@ def _flash2(inputs):
     if case.is_packed:
         q, (k, v) = inputs.packed(inputs.q), map(inputs.packed, inputs.kv[0])
         cu, longest = inputs.cu_seqlens, inputs.longest
-        return Call(lambda _: flash(q, k, v, cu, cu, longest, longest, 0.0, inputs.is_causal, False)[0])
+        return Call(lambda _: flash(q, k, v, cu, cu, longest, longest, 0.0, inputs.is_causal, False)[0],
+                    tensors=(q, k, v))
     if case.mask == "window":
         q, k, v = (t.transpose(1, 2).contiguous() for t in (inputs.q, *inputs.kv[0]))
         run = lambda _: flash(q, k, v, None, None, case.q_len, case.kv_len, 0.0, False, False,
                               window_size_left=case.window, window_size_right=0)[0]
-        return Call(run, lambda out: out.transpose(1, 2))
+        return Call(run, lambda out: out.transpose(1, 2), (q, k, v))
     return _sdpa(SDPBackend.FLASH_ATTENTION)(inputs)
 
 
@@ -88,9 +90,10 @@ def _efficient(inputs):
     kind = causal_top_left if inputs.is_causal or case.window else 0
     if case.is_packed:
         cu, longest = inputs.cu_seqlens, inputs.longest
-        return Call(lambda _: efficient(q, k, v, None, cu, cu, longest, longest, 0.0, kind)[0], lambda out: out[0])
+        return Call(lambda _: efficient(q, k, v, None, cu, cu, longest, longest, 0.0, kind)[0], lambda out: out[0],
+                    (q, k, v))
     run = lambda _: efficient(q, k, v, None, None, None, None, None, 0.0, kind, window_size=case.window + 1)[0]
-    return Call(run, lambda out: out.transpose(1, 2))
+    return Call(run, lambda out: out.transpose(1, 2), (q, k, v))
 
 
 def _flex(inputs):

@@ -40,7 +40,7 @@ def title(report):
 
 
 def short_name(entry):
-    return entry["case"].split("/", 2)[2]
+    return entry["case"].split("/", 2)[2] + (" gradients" if entry["group"] == "backward" else "")
 
 
 def plot_ratio(report, target):
@@ -104,6 +104,8 @@ def by_kind(report):
     """The largest case of every (dtype, dim, mask): what both devices may share."""
     kinds = {}
     for entry in report["results"]:
+        if entry["group"] == "backward":
+            continue
         parts = entry["case"].split("/")
         kind = (parts[2], parts[-2], "decode" if entry["group"] == "decode" else parts[-1].rstrip("0123456789"))
         if kind not in kinds or kinds[kind]["flops"] < entry["flops"]:

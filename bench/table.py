@@ -7,10 +7,10 @@
 import json
 import sys
 
-OURS = ("tandem", "tandem with preparation", "tandem dense")
+OURS = ("tandem", "tandem with preparation", "tandem dense", "tandem deterministic")
 TITLES = {"dense": "No mask and causal", "mask": "Boolean mask and bias, every tile partial",
           "sparse": "Documents, padding, windows, prefixes, blocks", "gqa": "Grouped queries", "f16": "f16", "f32": "f32",
-          "decode": "Decoding: one query per sequence", "short": "Short", "long": "Long"}
+          "decode": "Decoding: one query per sequence", "backward": "Gradients", "short": "Short", "long": "Long"}
 
 
 def unit_of(group, device_type):
@@ -34,8 +34,10 @@ def group_table(entries, device_type):
     rate, unit, size = unit_of(entries[0]["group"], device_type)
     peers = peer_names(entries)
     masked = any(entry["ratio_to_own_dense"] for entry in entries)
-    head = ["case", "kernel", f"Tandem, {unit}"] + (["of own dense", "with preparation"] if masked else []) + peers + [
-        "of best peer", "error / bound", "of best peer's", "workspace, MB"]
+    backward = entries[0]["group"] == "backward"
+    head = ["case", "kernel", f"Tandem, {unit}"] + (["of own dense", "with preparation"] if masked else []) + (
+        ["deterministic"] if backward else []) + peers + [
+        "of best peer", "largest error" if backward else "error / bound", "of best peer's", "workspace, MB"]
     rows = [head, ["---"] * len(head)]
     for entry in entries:
         calls = entry["calls"]
@@ -45,11 +47,13 @@ def group_table(entries, device_type):
         if masked:
             row += [f"{entry['ratio_to_own_dense']:.2f}" if entry["ratio_to_own_dense"] else "",
                     shown("tandem with preparation")]
+        if backward:
+            row.append(shown("tandem deterministic"))
         row += [shown(name) or ("refused" if name in entry["declined"] else "-") for name in peers]
         row.append(f"{entry['ratio_to_best_peer']:.2f}" if entry["best_peer"] else "")
         for call in (ours, calls.get(entry["best_peer"], {})):
-            error = call.get("error_over_bound")
-            row.append("" if error is None else number(error, 2))
+            error = call.get("max_error" if backward else "error_over_bound")
+            row.append("" if error is None else f"{error:.1e}" if backward else number(error, 2))
         row.append(number((ours["workspace_bytes"] + ours["mask_plan_bytes"]) / 1e6, 2))
         rows.append(row)
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)

@@ -299,14 +299,14 @@ class Attention:
 
 class BackwardAttention:
     """The planned backward pass of an Attention with LSE, as it was run last; `dq`, `dk`, `dv` and, with a bias,
-    `dbias` hold the result."""
+    `dbias` hold the result. deterministic: the same bits on every run are asked for."""
 
-    def __init__(self, forward, q, k, v, dout, bias=None, kernel=None):
+    def __init__(self, forward, q, k, v, dout, bias=None, kernel=None, deterministic=False):
         torch, self.forward, self.library, self.plan = forward.torch, forward, forward.library, ctypes.c_void_p()
         self.dq, self.dk, self.dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
         self.dbias = None if bias is None else torch.empty(bias.shape, dtype=torch.float32, device=bias.device)
         g = self.gradients = Gradients()
-        g.struct_size = ctypes.sizeof(Gradients)
+        g.struct_size, g.deterministic = ctypes.sizeof(Gradients), int(deterministic)
         for name, tensor in (("dout", dout), ("dq", self.dq), ("dk", self.dk), ("dv", self.dv), ("dbias", self.dbias)):
             if tensor is not None:
                 setattr(g, name, forward.description._tensor(tensor))

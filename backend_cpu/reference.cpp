@@ -57,8 +57,8 @@ void DotProducts(const Row& row, int64_t j0, uint64_t visible, double* scores) {
     }
     for (uint64_t rest = visible; rest != 0; rest &= rest - 1) {
       const int t = FirstBit(rest);
-      const int64_t offset =
-          core::KeyOffset(p.k, row.sequence, row.kv_head(), j0 + t) + begin * p.k.column_stride;
+      const int64_t offset = core::KeyRowOffset(p, p.k, row.sequence, row.kv_head(), j0 + t) +
+                             begin * p.k.column_stride;
       scores[t] += Dot<kType>(q, p.k.data, offset, p.k.column_stride, count);
     }
   }
@@ -102,8 +102,8 @@ void AddTile(const Row& row, int64_t j0, uint64_t visible, int64_t begin, int64_
       if (!core::DropoutKeeps(p.dropout, head_index, row.global(), j)) continue;
       weight *= double{p.dropout.keep_scale};
     }
-    const int64_t offset =
-        core::KeyOffset(p.v, row.sequence, row.kv_head(), local_j) + begin * p.v.column_stride;
+    const int64_t offset = core::KeyRowOffset(p, p.v, row.sequence, row.kv_head(), local_j) +
+                           begin * p.v.column_stride;
     for (int64_t c = 0; c < count; ++c) {
       accumulator->out[c] +=
           weight * double{core::LoadFloat(p.v.data, kType, offset + c * p.v.column_stride)};
@@ -166,14 +166,9 @@ void ComputeRows(const Problem& p, int64_t batch, int64_t head, int64_t begin) {
 }  // namespace
 
 bool ReferenceDecline(const Problem& problem, core::Text* reason) {
-  if (!problem.has_block_table) return false;
-  core::Format(reason, "keys and values in pages (block_table) are not built yet");
-  return true;
-}
-
-bool DeclineUnbuilt(const Problem& problem, core::Text* reason) {
-  if (!problem.is_backward) return ReferenceDecline(problem, reason);
-  core::Format(reason, "it computes the forward pass only, and gradients are asked for");
+  if (!problem.has_block_table || !problem.is_backward) return false;
+  core::Format(reason,
+               "keys and values are read where they are, and gradients have no block_table");
   return true;
 }
 

@@ -16,9 +16,6 @@ tandem_status ReferenceRun(const core::Problem& problem, void* workspace,
 // The backward pass; part of ReferenceRun.
 tandem_status ReferenceBackward(const core::Problem& problem, const core::Context& context);
 
-// What a kernel of the forward pass that takes all else does not serve: true with the reason.
-bool DeclineUnbuilt(const core::Problem& problem, core::Text* reason);
-
 }  // namespace tandem::cpu
 
 #endif  // TANDEM_BACKEND_CPU_REFERENCE_H_

@@ -36,6 +36,20 @@ TANDEM_HD int64_t LoadIndex(const IndexVector& v, int64_t index) {
                                 : static_cast<const int32_t*>(v.data)[index * v.stride];
 }
 
+// Rows and keys of one sequence fit the 32-bit coordinates of bands, ranges and Philox.
+constexpr int64_t kLongestSequence = (int64_t{1} << 31) - 65;
+
+// Where keys and values lie that are kept in pages: page n of a sequence is page
+// pages[batch * batch_stride + n * column_stride] of k and v, whose batch stride is that of a page
+// and whose row stride that of a row in it.
+struct PageTable {
+  const int32_t* pages;
+  int64_t batch_stride;
+  int64_t column_stride;
+  int64_t page_size;
+  int64_t page_count;  // that k and v have
+};
+
 // A dense term as given: bytes (kBool) or bits (kBit, strides in bits), broadcast dimensions with
 // stride 0.
 struct DenseSource {
@@ -121,8 +135,9 @@ struct Problem {
   int64_t q_offset, kv_offset;  // shard
   int64_t global_q_len, global_kv_len;
 
-  int32_t has_block_table;  // not served yet: kernels decline it
+  int32_t has_block_table;  // keys and values are in pages: KeyRowOffset, not KeyOffset
   int32_t has_kv_cache;     // k, v and kv_lengths are those of a cache in host memory
+  PageTable page_table;
 
   int32_t* device_status;
 
@@ -194,6 +209,22 @@ TANDEM_HD int64_t QueryOffset(const Array4& a, const Sequence& s, int64_t head, 
 }
 TANDEM_HD int64_t KeyOffset(const Array4& a, const Sequence& s, int64_t head, int64_t row) {
   return s.batch * a.batch_stride + head * a.head_stride + (s.kv_start + row) * a.row_stride;
+}
+
+// Page n of a sequence. Data on a device is clamped, and *status says so.
+TANDEM_HD int64_t LoadPage(const PageTable& table, int64_t batch, int64_t n, int32_t* status) {
+  const int64_t page = table.pages[batch * table.batch_stride + n * table.column_stride];
+  const int64_t clamped = Clamp<int64_t>(page, 0, table.page_count - 1);
+  if (clamped != page) *status |= 16;
+  return clamped;
+}
+// As KeyOffset, for kernels that serve pages too.
+TANDEM_HD int64_t KeyRowOffset(const Problem& p, const Array4& a, const Sequence& s, int64_t head,
+                               int64_t row) {
+  if (!p.has_block_table) return KeyOffset(a, s, head, row);
+  int32_t status = 0;
+  const int64_t page = LoadPage(p.page_table, s.batch, row / p.page_table.page_size, &status);
+  return page * a.batch_stride + head * a.head_stride + row % p.page_table.page_size * a.row_stride;
 }
 // Bias of global row i, global key j.
 TANDEM_HD int64_t BiasOffset(const Array4& a, const Sequence& s, int64_t head, int64_t i,

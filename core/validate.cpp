@@ -9,12 +9,11 @@
 #include "core/validate_cache.h"
 #include "core/validate_mask.h"
 #include "core/validate_outputs.h"
+#include "core/validate_pages.h"
 
 namespace tandem::core {
 namespace {
 
-// Rows and keys of one sequence fit the 32-bit coordinates of bands, ranges and Philox.
-constexpr int64_t kLongestSequence = (int64_t{1} << 31) - 65;
 constexpr int64_t kMostHeads = int64_t{1} << 24;
 constexpr int64_t kMostSequences = (int64_t{1} << 31) - 1;
 constexpr int64_t kWidestHead = int64_t{1} << 16;
@@ -25,9 +24,9 @@ class ProblemValidator {
       : in_(input), p_(*p), check_(error) {}
 
   bool Run(const tandem_outputs* outputs, const tandem_gradients* gradients) {
-    const bool needs_data = outputs != nullptr;
+    needs_data_ = outputs != nullptr;
     has_gradients_ = gradients != nullptr;
-    return Header() && Inputs(needs_data) && Shapes() && Sequences() && Scalars() && Terms() &&
+    return Header() && Inputs() && Shapes() && Sequences() && Scalars() && Terms() &&
            ScoreTensors() && Sizes() &&
            (outputs == nullptr || OutputTensors(in_, *outputs, gradients, &check_, &p_));
   }
@@ -46,20 +45,20 @@ class ProblemValidator {
     return true;
   }
 
-  bool Inputs(bool needs_data) {
+  bool Inputs() {
     const int rank = p_.layout == Layout::kTHD ? 3 : 4;
     const bool paged = in_.block_table != nullptr;
     const std::initializer_list<tandem_dtype> dtypes = {TANDEM_DTYPE_F32, TANDEM_DTYPE_F16,
                                                         TANDEM_DTYPE_BF16};
-    if (!check_.Tensor("q", in_.q, dtypes, {rank}, needs_data)) return false;
+    if (!check_.Tensor("q", in_.q, dtypes, {rank}, needs_data_)) return false;
     if (in_.kv_cache != nullptr) {
       if (!TakeCache(in_, has_gradients_, &check_, &cached_, &p_)) return false;
       in_.k = &cached_.k;
       in_.v = &cached_.v;
     }
     const int kv_rank = paged ? 4 : rank;
-    if (!check_.Tensor("k", in_.k, {in_.q->dtype}, {kv_rank}, needs_data)) return false;
-    if (!check_.Tensor("v", in_.v, {in_.q->dtype}, {kv_rank}, needs_data)) return false;
+    if (!check_.Tensor("k", in_.k, {in_.q->dtype}, {kv_rank}, needs_data_)) return false;
+    if (!check_.Tensor("v", in_.v, {in_.q->dtype}, {kv_rank}, needs_data_)) return false;
     p_.dtype = static_cast<DType>(in_.q->dtype);
     p_.device_type = in_.q->device_type;
     p_.device_index = in_.q->device_index;
@@ -97,7 +96,7 @@ class ProblemValidator {
       return check_.Fail("q: shape is %s; the batch is %lld, must be below 2^31",
                          ShapeString(q).c_str(), static_cast<long long>(p_.batch));
     }
-    if (in_.block_table != nullptr) return Paged();
+    if (in_.block_table != nullptr) return TakePages(in_, needs_data_, &check_, &p_);
     if (p_.kv_heads < 1 || p_.q_heads % p_.kv_heads != 0) {
       return check_.Fail("k: shape is %s; it has %lld heads, must divide the %lld heads of q",
                          ShapeString(k).c_str(), static_cast<long long>(p_.kv_heads),
@@ -115,30 +114,6 @@ class ProblemValidator {
     }
     p_.q_rows = q.shape[row];
     p_.kv_rows = k.shape[row];
-    return true;
-  }
-
-  // Declared for later kernels: enough is filled in for each to decline by name.
-  bool Paged() {
-    if (!check_.Tensor("block_table", in_.block_table, {TANDEM_DTYPE_I32}, {2})) return false;
-    if (!SameDevice("block_table", in_.block_table)) return false;
-    if (p_.layout == Layout::kTHD) {
-      return check_.Fail("block_table is given, must be null with layout THD");
-    }
-    if (in_.page_size < 1 || in_.page_size != in_.k->shape[1]) {
-      return check_.Fail("page_size is %lld, must be dimension 1 of k, %lld",
-                         static_cast<long long>(in_.page_size),
-                         static_cast<long long>(in_.k->shape[1]));
-    }
-    p_.has_block_table = 1;
-    p_.kv_heads = in_.k->shape[2];
-    if (p_.kv_heads < 1 || p_.q_heads % p_.kv_heads != 0) {
-      return check_.Fail("k: it has %lld heads, must divide the %lld heads of q",
-                         static_cast<long long>(p_.kv_heads), static_cast<long long>(p_.q_heads));
-    }
-    p_.group = p_.q_heads / p_.kv_heads;
-    p_.q_rows = in_.q->shape[p_.layout == Layout::kBHSD ? 2 : 1];
-    p_.kv_rows = in_.block_table->shape[1] * in_.page_size;
     return true;
   }
 
@@ -252,7 +227,8 @@ class ProblemValidator {
 
   bool Terms() {
     if (in_.mask_plan == nullptr)
-      return MaskTerms(in_, &check_, &p_) && CachedLengths(in_, &check_, p_);
+      return MaskTerms(in_, &check_, &p_) && CachedLengths(in_, &check_, p_) &&
+             ListedPages(needs_data_, &check_, p_);
     const Problem& plan = in_.mask_plan->problem;
     const struct {
       const char* what;
@@ -281,7 +257,7 @@ class ProblemValidator {
       }
     }
     AdoptMask(plan, &p_);
-    return true;
+    return ListedPages(needs_data_, &check_, p_);
   }
 
   bool ScoreTensors() {
@@ -353,6 +329,7 @@ class ProblemValidator {
 
   tandem_problem in_;  // k and v are those of the cache, where it is given
   CachedTensors cached_;
+  bool needs_data_ = true;
   bool has_gradients_ = false;
   Problem& p_;
   Checker check_;

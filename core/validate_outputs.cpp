@@ -17,8 +17,13 @@ class OutputValidator {
  public:
   OutputValidator(const tandem_problem& in, Checker* check, Problem* p)
       : in_(in), check_(*check), p_(*p) {
-    read_ = {{"q", in.q},       {"k", in.k},       {"v", in.v},
-             {"bias", in.bias}, {"sink", in.sink}, {"alibi_slopes", in.alibi_slopes}};
+    read_ = {{"q", in.q},
+             {"k", in.k},
+             {"v", in.v},
+             {"bias", in.bias},
+             {"sink", in.sink},
+             {"alibi_slopes", in.alibi_slopes},
+             {"block_table", in.block_table}};
   }
 
   bool Forward(const tandem_outputs& outputs) {

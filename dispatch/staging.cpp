@@ -182,8 +182,9 @@ tandem_status Staging::Upload(const tandem_problem& problem, const tandem_output
   const bool has_pairs =
       validated.layout != core::Layout::kTHD || (validated.q_rows > 0 && validated.kv_rows > 0);
   if (!has_pairs) problem_.bias = nullptr;
-  for (const tandem_tensor** slot : {&problem_.q, &problem_.k, &problem_.v, &problem_.bias,
-                                     &problem_.alibi_slopes, &problem_.sink}) {
+  for (const tandem_tensor** slot :
+       {&problem_.q, &problem_.k, &problem_.v, &problem_.bias, &problem_.alibi_slopes,
+        &problem_.sink, &problem_.block_table}) {
     const tandem_status status = Stage(slot);
     if (status != TANDEM_STATUS_OK) return status;
   }

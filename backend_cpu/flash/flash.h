@@ -23,10 +23,6 @@ TANDEM_HD bool FlashDecline(core::DType dtype, const core::Problem& problem, cor
     core::Format(reason, "it computes the forward pass only, and gradients are asked for");
     return true;
   }
-  if (problem.has_block_table) {
-    core::Format(reason, "paged keys and values (block_table) are not built yet");
-    return true;
-  }
   if (problem.qk_dim < 1 || problem.qk_dim > kFlashMaxHeadDim || problem.v_dim < 1 ||
       problem.v_dim > kFlashMaxHeadDim) {
     core::Format(reason, "head dims are 1 to %lld, and that of q and k is %lld, that of v is %lld",

@@ -120,7 +120,8 @@ TANDEM_ISA_INLINE void AddNonFiniteValues(Block* block, int t) {
   const int64_t count = core::Min<int64_t>(core::kTile, core::LocalKeys(block->s) - first);
   for (int64_t j = 0; j < count; ++j) {
     float* v = block->scratch.v_row;
-    LoadRow<Arch>(p.v.data, p.dtype, core::KeyOffset(p.v, block->s, block->rows.kv_head, first + j),
+    LoadRow<Arch>(p.v.data, p.dtype,
+                  core::KeyRowOffset(p, p.v, block->s, block->rows.kv_head, first + j),
                   p.v.column_stride, p.v_dim, v);
     for (int64_t c = 0; c < p.v_dim; ++c) {
       if (core::IsFinite(v[c])) continue;

@@ -28,8 +28,8 @@ TANDEM_ISA_INLINE void PackKeyTile(const core::Problem& p, const core::Sequence&
   for (int64_t j = 0; j < rows; ++j) {
     float* row = scratch + j * stride;
     if (j < count) {
-      LoadRow<Arch>(p.k.data, p.dtype, core::KeyOffset(p.k, s, head, first + j), p.k.column_stride,
-                    p.qk_dim, row);
+      LoadRow<Arch>(p.k.data, p.dtype, core::KeyRowOffset(p, p.k, s, head, first + j),
+                    p.k.column_stride, p.qk_dim, row);
     } else {
       for (int64_t d = 0; d < p.qk_dim; ++d) row[d] = 0.0f;
     }
@@ -65,8 +65,8 @@ TANDEM_ISA_INLINE bool PackValueTile(const core::Problem& p, const core::Sequenc
   uint64_t all_finite = kAllLanes;
   for (int64_t j = 0; j < core::kTile; ++j) {
     if (j < count) {
-      LoadRow<Arch>(p.v.data, p.dtype, core::KeyOffset(p.v, s, head, first + j), p.v.column_stride,
-                    p.v_dim, scratch);
+      LoadRow<Arch>(p.v.data, p.dtype, core::KeyRowOffset(p, p.v, s, head, first + j),
+                    p.v.column_stride, p.v_dim, scratch);
     }
     for (int64_t c = 0; c < columns; c += kLanes<Arch>) {
       const int64_t panel = c - c % kPanelWidth<Arch>;

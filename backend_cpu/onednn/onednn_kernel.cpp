@@ -131,8 +131,8 @@ void ConvertKeys(const Problem& p, const Sequence& s, int64_t kv_head, int64_t b
       std::memset(v, 0, static_cast<size_t>(p.v_dim) * sizeof(float));
       continue;
     }
-    ConvertRow<kType>(p.k, core::KeyOffset(p.k, s, kv_head, j), p.qk_dim, k);
-    ConvertRow<kType>(p.v, core::KeyOffset(p.v, s, kv_head, j), p.v_dim, v);
+    ConvertRow<kType>(p.k, core::KeyRowOffset(p, p.k, s, kv_head, j), p.qk_dim, k);
+    ConvertRow<kType>(p.v, core::KeyRowOffset(p, p.v, s, kv_head, j), p.v_dim, v);
     if (Sanitise(v, p.v_dim)) pair.non_finite[j / kKeyStep] = 1;
   }
 }
@@ -264,7 +264,9 @@ void Run::Start(Failure* failure) {
 }  // namespace
 
 bool OnednnDecline(const Problem& problem, core::Text* reason) {
-  return DeclineUnbuilt(problem, reason);
+  if (!problem.is_backward) return false;
+  core::Format(reason, "it computes the forward pass only, and gradients are asked for");
+  return true;
 }
 
 int64_t OnednnWorkspace(const Problem& problem) {

@@ -166,7 +166,7 @@ void RowBlock::AddNonFiniteValues(int64_t row) {
     const float* weights = ChunkScores(w / kWordsPerChunk, row) + w % kWordsPerChunk * kKeyStep;
     for (uint64_t rest = Words(row)[w]; rest != 0; rest &= rest - 1) {
       const int t = FirstBit(rest);
-      const int64_t offset = core::KeyOffset(p_.v, s_, head_ / p_.group, w * kKeyStep + t);
+      const int64_t offset = core::KeyRowOffset(p_, p_.v, s_, head_ / p_.group, w * kKeyStep + t);
       for (int64_t c = 0; c < p_.v_dim; ++c) {
         const float v = core::LoadFloat(p_.v.data, p_.dtype, offset + c * p_.v.column_stride);
         if (!core::IsFinite(v)) out[c] += weights[t] * v;

@@ -7,6 +7,7 @@
 #ifndef TANDEM_BACKEND_CPU_SPLIT_SPLIT_FORWARD_H_
 #define TANDEM_BACKEND_CPU_SPLIT_SPLIT_FORWARD_H_
 
+#include <cstring>
 #include <type_traits>
 
 #include "backend_cpu/flash/finish_row.h"
@@ -41,7 +42,7 @@ struct SplitCall {
 struct SplitScratch {
   float* q;         // [pairs][kSplitQueryStride], columns in the order of ToPairOrder
   float* scores;    // [pairs][kSplitScoreStride]
-  float* elements;  // a tile of K or V as f32, where it cannot be read in place
+  float* elements;  // a tile of K or V, as f32 where it has to be converted, not read in place
 };
 
 // The elements of q, k and v, rounded up to whole vectors of either instruction set.
@@ -54,25 +55,43 @@ TANDEM_HD int64_t SplitScratchFloats(const core::Problem& p) {
          core::kTile * core::Max(PaddedDepth(p), PartialColumns(p));
 }
 
-// Whether rows of an array are whole vectors, and read where they are.
+// Whether rows of an array are whole vectors, and need no conversion.
 template <class Arch>
-TANDEM_ISA_INLINE bool IsInPlace(const core::Array4& array, int64_t dim) {
+TANDEM_ISA_INLINE bool HasWholeRows(const core::Array4& array, int64_t dim) {
   return array.column_stride == 1 && dim % kLanes<Arch> == 0;
 }
 
-// Keys [first, first + count) of an array, in place or copied.
+// Whether a tile of them lies at one stride as well, and is read where it is.
 template <class Arch>
-TANDEM_ISA_INLINE TileRowsView ViewRows(const core::Array4& array, const core::Sequence& s,
-                                        int64_t head, int64_t first, int64_t count, int64_t dim,
-                                        int64_t padded, float* elements) {
+TANDEM_ISA_INLINE bool IsInPlace(const core::Problem& p, const core::Array4& array, int64_t dim) {
+  return HasWholeRows<Arch>(array, dim) &&
+         (!p.has_block_table || p.page_table.page_size % core::kTile == 0);
+}
+
+// Keys [first, first + count) of a tile of an array, in place or copied.
+template <class Arch>
+TANDEM_ISA_INLINE TileRowsView ViewRows(const core::Problem& p, const core::Array4& array,
+                                        const core::Sequence& s, int64_t head, int64_t first,
+                                        int64_t count, int64_t dim, int64_t padded,
+                                        float* elements) {
   const int64_t size = core::ElementSize(array.dtype);
-  if (IsInPlace<Arch>(array, dim)) {
-    return {static_cast<const char*>(array.data) + core::KeyOffset(array, s, head, first) * size,
-            array.row_stride * size, dim * size, core::CeilDiv<int64_t>(kAheadBytes, dim * size)};
+  if (IsInPlace<Arch>(p, array, dim)) {
+    return {
+        static_cast<const char*>(array.data) + core::KeyRowOffset(p, array, s, head, first) * size,
+        array.row_stride * size, dim * size, core::CeilDiv<int64_t>(kAheadBytes, dim * size)};
+  }
+  if (HasWholeRows<Arch>(array, dim)) {
+    char* rows = reinterpret_cast<char*>(elements);
+    for (int64_t j = 0; j < count; ++j) {
+      const int64_t offset = core::KeyRowOffset(p, array, s, head, first + j);
+      std::memcpy(rows + j * dim * size, static_cast<const char*>(array.data) + offset * size,
+                  static_cast<size_t>(dim * size));
+    }
+    return {rows, dim * size, dim * size, 0};
   }
   for (int64_t j = 0; j < count; ++j) {
     float* row = elements + j * padded;
-    LoadRow<Arch>(array.data, array.dtype, core::KeyOffset(array, s, head, first + j),
+    LoadRow<Arch>(array.data, array.dtype, core::KeyRowOffset(p, array, s, head, first + j),
                   array.column_stride, dim, row);
     for (int64_t d = dim; d < padded; ++d) row[d] = 0.0f;
   }
@@ -82,7 +101,7 @@ TANDEM_ISA_INLINE TileRowsView ViewRows(const core::Array4& array, const core::S
 // The type of what ViewRows gives.
 template <class Arch>
 TANDEM_ISA_INLINE core::DType ViewType(const core::Array4& array, int64_t dim) {
-  return IsInPlace<Arch>(array, dim) ? array.dtype : core::DType::kF32;
+  return HasWholeRows<Arch>(array, dim) ? array.dtype : core::DType::kF32;
 }
 
 // Calls body with the type as a constant.
@@ -150,7 +169,7 @@ TANDEM_ISA_INLINE void ScoreSplit(int64_t first_tile, Split* split) {
     split->tiles.first_key[n] = first;
     split->tiles.all_visible[n] = tile_class == core::TileClass::kFull;
     const int64_t count = core::Min<int64_t>(core::kTile, keys - first);
-    const TileRowsView k = ViewRows<Arch>(p.k, split->s, split->rows.kv_head, first, count,
+    const TileRowsView k = ViewRows<Arch>(p, p.k, split->s, split->rows.kv_head, first, count,
                                           p.qk_dim, PaddedDepth(p), split->scratch.elements);
     WithType(
         ViewType<Arch>(p.k, p.qk_dim), [&](auto type) __attribute__((always_inline)) {
@@ -165,11 +184,11 @@ TANDEM_ISA_INLINE void ScoreSplit(int64_t first_tile, Split* split) {
 template <class Arch>
 TANDEM_ISA_INLINE void AskForValues(const Split& split, int64_t r) {
   const core::Problem& p = *split.p;
-  if (!IsInPlace<Arch>(p.v, p.v_dim)) return;
+  if (!IsInPlace<Arch>(p, p.v, p.v_dim)) return;
   const int64_t count =
       core::Min<int64_t>(core::kTile, core::LocalKeys(split.s) - split.tiles.first_key[0]);
-  const TileRowsView v = ViewRows<Arch>(p.v, split.s, split.rows.kv_head, split.tiles.first_key[0],
-                                        count, p.v_dim, 1, nullptr);
+  const TileRowsView v = ViewRows<Arch>(p, p.v, split.s, split.rows.kv_head,
+                                        split.tiles.first_key[0], count, p.v_dim, 1, nullptr);
   const int64_t end = core::Min(count, (r + 1) * v.rows_ahead);
   for (int64_t j = r * v.rows_ahead; j < end; ++j) {
     for (int64_t n = 0; n < v.row_bytes; n += 64) {
@@ -192,8 +211,8 @@ TANDEM_ISA_INLINE void AddSplitValues(Split* split, float* o, int64_t o_stride) 
     const float* probabilities = split->scratch.scores + split->tiles.tile[n] * core::kTile;
     bool rows_agree = true;
     for (int64_t r = 1; r < rows; ++r) rows_agree = rows_agree && words[r] == words[0];
-    const TileRowsView v = ViewRows<Arch>(p.v, split->s, split->rows.kv_head, first, count, p.v_dim,
-                                          PartialColumns(p), split->scratch.elements);
+    const TileRowsView v = ViewRows<Arch>(p, p.v, split->s, split->rows.kv_head, first, count,
+                                          p.v_dim, PartialColumns(p), split->scratch.elements);
     WithType(
         ViewType<Arch>(p.v, p.v_dim), [&](auto type) __attribute__((always_inline)) {
           const int64_t together = rows_agree ? rows : 1;

@@ -34,7 +34,7 @@ TANDEM_ISA_INLINE uint64_t PackKeys(const core::Problem& p, const core::Sequence
   uint64_t outside = 0;
   for (int64_t j = 0; j < core::kTile; ++j) {
     if (j < count) {
-      LoadPaddedRow<Leaf>(p.k, core::KeyOffset(p.k, s, head, first + j), p.qk_dim, row);
+      LoadPaddedRow<Leaf>(p.k, core::KeyRowOffset(p, p.k, s, head, first + j), p.qk_dim, row);
       outside |= uint64_t{!Leaf::AllInRange(range, row, halves)} << j;
     } else if (j == count) {
       for (int64_t d = 0; d < halves; ++d) row[d] = 0.0f;
@@ -80,7 +80,7 @@ TANDEM_ISA_INLINE uint64_t PackValues(const core::Problem& p, const core::Sequen
   for (int64_t j = 0; j < core::kTile; j += 2) {
     for (int64_t t = 0; t < 2; ++t) {
       if (j + t < count) {
-        LoadPaddedRow<Leaf>(p.v, core::KeyOffset(p.v, s, head, first + j + t), p.v_dim, row);
+        LoadPaddedRow<Leaf>(p.v, core::KeyRowOffset(p, p.v, s, head, first + j + t), p.v_dim, row);
         outside |= uint64_t{!LeaveOut<Leaf>(range, halves, row)} << (j + t);
       } else {
         for (int64_t c = 0; c < halves; ++c) row[c] = 0.0f;

@@ -25,7 +25,7 @@ TANDEM_HD void RedoScores(const core::Problem& p, const core::Sequence& s, const
       float* scores = unit.scores + ScoreRow(r) + t * 4 * kScoreGroupStride;
       for (int64_t j = 0; j < count; ++j) {
         if (!is_careful_row && ((careful_keys >> j) & 1u) == 0) continue;
-        const int64_t k = core::KeyOffset(p.k, s, rows.kv_head, first + j);
+        const int64_t k = core::KeyRowOffset(p, p.k, s, rows.kv_head, first + j);
         float sum = 0.0f;
         for (int64_t d = 0; d < p.qk_dim; ++d) {
           sum += core::LoadFloat(p.q.data, p.dtype, q + d * p.q.column_stride) *
@@ -92,7 +92,7 @@ TANDEM_HD void AddLeftOutValues(const core::Problem& p, const core::Sequence& s,
     if (unit.tile[t].notes->left_out == 0) continue;
     for (int64_t j = 0; j < core::kTile; ++j) {
       if (((unit.tile[t].notes->left_out >> j) & 1u) == 0) continue;
-      const int64_t v = core::KeyOffset(p.v, s, block.rows.kv_head, unit.first_key[t] + j);
+      const int64_t v = core::KeyRowOffset(p, p.v, s, block.rows.kv_head, unit.first_key[t] + j);
       for (int64_t c = 0; c < p.v_dim; ++c) {
         const float value = core::LoadFloat(p.v.data, p.dtype, v + c * p.v.column_stride);
         if (IsInRange(range, value)) continue;

@@ -79,6 +79,24 @@ void ExpectAgreement(const Kernel& kernel, Case& problem) {
   }
 }
 
+std::vector<CaseSpec> CasesWithKeysElsewhere() {
+  std::vector<CaseSpec> cases;
+  int place = 0;
+  for (CaseSpec spec : CaseTable()) {
+    if (spec.layout == TANDEM_LAYOUT_THD || spec.global_kv_len != 0 || spec.kv_rows == 0 ||
+        spec.batch == 0 || spec.k_strides.broadcast != 0 || spec.v_strides.broadcast != 0) {
+      continue;
+    }
+    if (++place % 3 == 0) cases.push_back(spec);
+    if (spec.q_rows > 1 && spec.q_lens.empty() && spec.global_q_len == 0) {
+      spec.name += "_decode";
+      spec.q_rows = 1;
+      cases.push_back(spec);
+    }
+  }
+  return cases;
+}
+
 void CheckKernel(const Kernel& kernel, const CaseSpec& spec) {
   Case problem(spec);
   if (RunOrCountDeclined(kernel, problem)) ExpectAgreement(kernel, problem);

@@ -15,6 +15,10 @@ bool RunOrCountDeclined(const Kernel& kernel, Case& problem, const RunSettings& 
 // -inf, nothing written beside the outputs.
 void ExpectAgreement(const Kernel& kernel, Case& problem);
 
+// A third of the table's cases whose keys and values can be held otherwise than as tensors of their
+// own, and all of those with one query row.
+std::vector<CaseSpec> CasesWithKeysElsewhere();
+
 // Both in one.
 void CheckKernel(const Kernel& kernel, const CaseSpec& spec);
 

@@ -128,25 +128,6 @@ tandem_status Attend(const std::string& kernel, const tandem_problem& problem, C
   return tandem_attention(&problem, &of.outputs(), &options);
 }
 
-// A third of the table's cases that a cache can hold, and all of them with one query row.
-std::vector<CaseSpec> CachedCases() {
-  std::vector<CaseSpec> cases;
-  int place = 0;
-  for (CaseSpec spec : CaseTable()) {
-    if (spec.layout == TANDEM_LAYOUT_THD || spec.global_kv_len != 0 || spec.kv_rows == 0 ||
-        spec.batch == 0 || spec.k_strides.broadcast != 0 || spec.v_strides.broadcast != 0) {
-      continue;
-    }
-    if (++place % 3 == 0) cases.push_back(spec);
-    if (spec.q_rows > 1 && spec.q_lens.empty() && spec.global_q_len == 0) {
-      spec.name += "_decode";
-      spec.q_rows = 1;
-      cases.push_back(spec);
-    }
-  }
-  return cases;
-}
-
 class CachedAgreement : public ::testing::TestWithParam<std::tuple<Kernel, CaseSpec>> {};
 
 TEST_P(CachedAgreement, WithTheOracle) {
@@ -165,7 +146,7 @@ TEST_P(CachedAgreement, WithTheOracle) {
 
 INSTANTIATE_TEST_SUITE_P(Table, CachedAgreement,
                          ::testing::Combine(::testing::ValuesIn(ForwardKernels()),
-                                            ::testing::ValuesIn(CachedCases())),
+                                            ::testing::ValuesIn(CasesWithKeysElsewhere())),
                          KernelAndCaseName());
 
 CaseSpec GrownSpec(tandem_dtype dtype, int64_t q_rows) {

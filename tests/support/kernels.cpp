@@ -81,13 +81,18 @@ std::string TestName(const std::string& text) {
   return name;
 }
 
-tandem_status RunKernel(const Kernel& kernel, const Case& problem, const RunSettings& settings) {
+tandem_status RunKernel(const Kernel& kernel, const tandem_problem& problem,
+                        const tandem_outputs& outputs, const RunSettings& settings) {
   tandem_options options = TANDEM_OPTIONS_INIT;
   options.device_type = kernel.device;
   options.kernel = kernel.name.c_str();
   options.threads = settings.threads;
   options.executor = settings.executor;
-  return tandem_attention(&problem.problem(), &problem.outputs(), &options);
+  return tandem_attention(&problem, &outputs, &options);
+}
+
+tandem_status RunKernel(const Kernel& kernel, const Case& problem, const RunSettings& settings) {
+  return RunKernel(kernel, problem.problem(), problem.outputs(), settings);
 }
 
 oracle::Arithmetic ArithmeticOf(const Kernel& kernel, const CaseSpec& spec) {

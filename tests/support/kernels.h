@@ -43,6 +43,8 @@ struct RunSettings {
   const tandem_executor* executor = nullptr;
 };
 // One call of tandem_attention by this kernel on its device; host tensors are staged for CUDA.
+tandem_status RunKernel(const Kernel& kernel, const tandem_problem& problem,
+                        const tandem_outputs& outputs, const RunSettings& settings = {});
 tandem_status RunKernel(const Kernel& kernel, const Case& problem,
                         const RunSettings& settings = {});
 

@@ -278,8 +278,11 @@ typedef struct tandem_problem {
   int64_t global_q_len;
   int64_t global_kv_len;
 
-  /* Paged keys and values: k, v are [pages, page_size, Hk, D], block_table i32 [B, pages per
-   * sequence]. */
+  /* Keys and values in pages: k [pages, page_size, Hk, Dqk] and v [pages, page_size, Hk, Dv] with
+   * any strides, block_table i32 [B, N]: key j of sequence b is row j % page_size of page
+   * block_table[b][j / page_size]. Sk is N * page_size; entries at or beyond ceil(kv_len /
+   * page_size) are not read, so the kv_lengths of a lengths term say how many keys there are.
+   * Forward passes; layouts BHSD and BSHD, which are those of q and out. */
   const tandem_tensor* block_table;
   int64_t page_size;
 
@@ -304,7 +307,8 @@ enum {
   TANDEM_DEVICE_STATUS_LENGTHS = 2,     /* a length left [0, rows of the sequence] */
   TANDEM_DEVICE_STATUS_BLOCK_INDEX = 4, /* a block count or block index was out of range */
   TANDEM_DEVICE_STATUS_MASK_OFFSET =
-      8 /* a sequence offset of a dense mask pointed outside the mask */
+      8, /* a sequence offset of a dense mask pointed outside the mask */
+  TANDEM_DEVICE_STATUS_BLOCK_TABLE = 16 /* a page of block_table was not one of k and v */
 };
 
 typedef struct tandem_outputs {

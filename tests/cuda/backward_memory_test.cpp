@@ -128,6 +128,34 @@ TEST_F(BackwardMemory, SmallGraphReplays) {
   cudaStreamDestroy(stream);
 }
 
+// PyTorch's issue 187227: offsets of the bias and of its gradient beyond 2^32 elements.
+TEST_F(BackwardMemory, Issue187227OffsetsBeyond2To32) {
+  constexpr int64_t kRows = 70, kRowStride = (int64_t{1} << 32) / 64, kCount = kRows * kRowStride;
+  size_t available, total;
+  CheckCuda(cudaMemGetInfo(&available, &total));
+  if (available < (2 * kCount + (1 << 28)) * sizeof(float)) {
+    GTEST_SKIP() << "the GPU has " << available << " bytes free";
+  }
+  OnDevice c(DType::kF32, kRows, Causal(Alignment::kTopLeft));
+  AttentionBackward(c.problem, c.outputs, c.gradients);
+  const std::vector<float> compact = c.Fetch();
+  const DeviceArray<float> bias(kCount), dbias(kCount);
+  constexpr size_t kBytes = kRows * sizeof(float), kPitch = kRowStride * sizeof(float);
+  CheckCuda(cudaMemcpy2D(bias.data(), kPitch, c.bias.data(), kBytes, kBytes, kRows,
+                         cudaMemcpyDeviceToDevice));
+  const auto view = [&](const DeviceArray<float>& array) {
+    return tandem::Tensor(array.data(), DType::kF32, {kRows, kRows}, {kRowStride, 1},
+                          Device::kCuda);
+  };
+  c.problem.bias = view(bias);
+  c.gradients.dbias = view(dbias);
+  Attention(c.problem, c.outputs);
+  AttentionBackward(c.problem, c.outputs, c.gradients);
+  CheckCuda(cudaMemcpy2D(c.dbias.data(), kBytes, dbias.data(), kPitch, kBytes, kRows,
+                         cudaMemcpyDeviceToDevice));
+  EXPECT_TRUE(SameBits(c.Fetch(), compact));
+}
+
 // Sequences that overlap, run backwards or beyond the tensors: nothing beside the gradients is
 // written, all of their rows are, and the status word tells.
 TEST_F(BackwardMemory, SmallHostileMetadataIsClampedAndReported) {

@@ -1,5 +1,6 @@
 // Gradients against differences of the forward pass, through the public interface alone: along a
-// random direction in each input, the loss sum O dO + sum LSE dLSE changes as the gradient says.
+// random direction in each input, the loss sum O dO + sum LSE dLSE changes as the gradient says. O
+// and the gradients are f32, whatever the type of q, k and v.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -70,16 +71,23 @@ class Gradcheck : public ::testing::TestWithParam<std::tuple<Kernel, CaseSpec>> 
     return loss;
   }
 
-  // `data`: the elements of the input in the row-major order of the gradient.
+  static void RoundToSixteenths(Tensor& input) {
+    input.ForEach([&](std::span<const int64_t> index) {
+      input.Set(index, std::round(input.Get(index) * 16) / 16);
+    });
+  }
+
   void Check(BackwardCase& c, Tensor& input, const Tensor& gradient, const char* name) {
-    constexpr double kStep = 1.0 / 64;
+    const bool is_half = c.spec().dtype != TANDEM_DTYPE_F32;
+    const double step = is_half ? 1.0 / 16 : 1.0 / 64;
     Random random(5);
     std::vector<double> at, direction;
     double expected = 0, size = 0;
     input.ForEach([&](std::span<const int64_t> index) {
       at.push_back(input.Get(index));
-      // Multiples of 1/16, so that the steps are exact enough in f32.
-      direction.push_back(static_cast<double>(random.Below(33) - 16) / 16);
+      // Multiples of 1/16, so that the steps are exact enough in f32; in 16 bits they are exact.
+      direction.push_back(is_half ? static_cast<double>(random.Below(3) - 1)
+                                  : static_cast<double>(random.Below(33) - 16) / 16);
       if (!std::isfinite(at.back())) return;
       expected += gradient.Get(index) * direction.back();
       size += std::fabs(gradient.Get(index) * direction.back());
@@ -93,27 +101,37 @@ class Gradcheck : public ::testing::TestWithParam<std::tuple<Kernel, CaseSpec>> 
       return Loss(c);
     };
     // Central differences with their h^2 term removed.
-    const double coarse = (loss_at(2 * kStep) - loss_at(-2 * kStep)) / (4 * kStep);
-    const double fine = (loss_at(kStep) - loss_at(-kStep)) / (2 * kStep);
+    const double coarse = (loss_at(2 * step) - loss_at(-2 * step)) / (4 * step);
+    const double fine = (loss_at(step) - loss_at(-step)) / (2 * step);
     loss_at(0.0);
-    EXPECT_NEAR(expected, (4 * fine - coarse) / 3, 2e-3 * std::fabs(expected) + 2e-4 * size + 2e-4)
-        << name;
+    const double rounding = is_half ? 8 : 1;
+    EXPECT_NEAR(expected, (4 * fine - coarse) / 3,
+                rounding * (2e-3 * std::fabs(expected) + 2e-4 * size + 2e-4))
+        << name << ", dtype " << c.spec().dtype;
   }
 };
 
 TEST_P(Gradcheck, AgreesWithDifferences) {
-  const auto& [kernel, spec] = GetParam();
-  if (!MustAcceptBackward(kernel, spec)) GTEST_SKIP() << "of another dtype";
-  BackwardCase c(spec);
-  Case& f = c.forward();
-  ASSERT_EQ(c.RunForward(), TANDEM_STATUS_OK) << tandem_last_error();
-  ASSERT_TRUE(RunBackwardOrDecline(kernel, c));
-  Check(c, f.q(), c.dq(), "q");
-  Check(c, f.k(), c.dk(), "k");
-  Check(c, f.v(), c.dv(), "v");
-  if (f.bias()) Check(c, *f.bias(), *c.dbias(), "bias");
-  if (f.sink()) Check(c, *f.sink(), *c.dsink(), "sink");
-  if (f.alibi()) Check(c, *f.alibi(), *c.dalibi(), "alibi");
+  const Kernel& kernel = std::get<0>(GetParam());
+  CaseSpec spec = std::get<1>(GetParam());
+  spec.out_f32 = true;
+  for (const tandem_dtype dtype : {TANDEM_DTYPE_F32, TANDEM_DTYPE_F16, TANDEM_DTYPE_BF16}) {
+    spec.dtype = dtype;
+    if (!MustAcceptBackward(kernel, spec)) continue;
+    BackwardCase c(spec);
+    Case& f = c.forward();
+    if (dtype != TANDEM_DTYPE_F32) {
+      for (Tensor* input : {&f.q(), &f.k(), &f.v()}) RoundToSixteenths(*input);
+    }
+    ASSERT_EQ(c.RunForward(), TANDEM_STATUS_OK) << tandem_last_error();
+    ASSERT_TRUE(RunBackwardOrDecline(kernel, c));
+    Check(c, f.q(), c.dq(), "q");
+    Check(c, f.k(), c.dk(), "k");
+    Check(c, f.v(), c.dv(), "v");
+    if (f.bias()) Check(c, *f.bias(), *c.dbias(), "bias");
+    if (f.sink()) Check(c, *f.sink(), *c.dsink(), "sink");
+    if (f.alibi()) Check(c, *f.alibi(), *c.dalibi(), "alibi");
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Kernels, Gradcheck,

@@ -1,64 +1,16 @@
-// Gradients that other libraries got wrong, by the number of the report (PyTorch's issues unless
-// said): each is a case of its own for every kernel, judged by the oracle, and where the report has
-// it by the exact value.
-#include <gtest/gtest.h>
+// Gradients that other libraries got wrong: the numbers themselves, memory and shapes.
+#include "tests/kernels/peer_gradients.h"
+
 #include <sys/mman.h>
 
-#include <cmath>
-#include <functional>
-#include <limits>
-
 #include "oracle/gradient.h"
-#include "tests/kernels/backward.h"
-#include "tests/kernels/case_table.h"
 
 namespace tandem::test {
 namespace {
 
-CaseSpec Base(int64_t q_rows, int64_t kv_rows, int64_t dim) {
-  CaseSpec spec;
-  spec.q_heads = spec.kv_heads = 2;
-  spec.q_rows = q_rows;
-  spec.kv_rows = kv_rows;
-  spec.qk_dim = spec.v_dim = dim;
-  spec.seed = 5;
-  return spec;
-}
-
-class PeerGradients : public ::testing::TestWithParam<Kernel> {
- protected:
-  // Forward, `prepare`, backward, the oracle, and `look`, for each dtype that the kernel serves.
-  using Step = std::function<void(BackwardCase&)>;
-  static void ForEachType(CaseSpec spec, const Step& prepare, const Step& look = {}) {
-    for (const tandem_dtype dtype : {TANDEM_DTYPE_F32, TANDEM_DTYPE_F16, TANDEM_DTYPE_BF16}) {
-      spec.dtype = dtype;
-      if (!MustAcceptBackward(GetParam(), spec)) continue;
-      BackwardCase c(spec);
-      if (prepare) prepare(c);
-      ASSERT_EQ(c.RunForward(), TANDEM_STATUS_OK) << tandem_last_error();
-      ASSERT_TRUE(RunBackwardOrDecline(GetParam(), c));
-      ExpectGradients(GetParam(), c);
-      if (look) look(c);
-    }
-  }
-  static void ExpectFinite(const Tensor& tensor) {
-    tensor.ForEach(
-        [&](std::span<const int64_t> index) { ASSERT_TRUE(std::isfinite(tensor.Get(index))); });
-  }
-  static void ExpectAllFinite(BackwardCase& c) {
-    for (const Tensor* tensor : {&c.dq(), &c.dk(), &c.dv()}) ExpectFinite(*tensor);
-  }
-  static bool HasNan(const Tensor& tensor) {
-    bool found = false;
-    tensor.ForEach(
-        [&](std::span<const int64_t> index) { found = found || std::isnan(tensor.Get(index)); });
-    return found;
-  }
-};
-
 // cuDNN: dQ NaN with a mask where the rows are 64 modulo 128 and a row's LSE is below -88.7.
 TEST_P(PeerGradients, Issue196678LseFarBelowZero) {
-  CaseSpec spec = Base(192, 192, 64);
+  CaseSpec spec = PeerCase(192, 192, 64);
   spec.terms = {Dense(4)};
   spec.bias.dtype = TANDEM_DTYPE_F32;
   ForEachType(
@@ -75,7 +27,7 @@ TEST_P(PeerGradients, Issue196678LseFarBelowZero) {
 // efficient_cuda: NaN with a finite float mask. 110213: rows of the lowest number.
 TEST_P(PeerGradients, Issue178251FiniteMaskOfTheLowestNumber) {
   for (const tandem_dtype bias : {TANDEM_DTYPE_F32, TANDEM_DTYPE_F16, TANDEM_DTYPE_BF16}) {
-    CaseSpec spec = Base(70, 130, 32);
+    CaseSpec spec = PeerCase(70, 130, 32);
     spec.bias.dtype = bias;
     spec.bias.lowest_rows = 0.4;
     ForEachType(spec, {}, ExpectAllFinite);
@@ -84,7 +36,7 @@ TEST_P(PeerGradients, Issue178251FiniteMaskOfTheLowestNumber) {
 
 // An illegal access where only the mask needs a gradient.
 TEST_P(PeerGradients, Issue148476OnlyTheBiasNeedsAGradient) {
-  CaseSpec spec = Base(65, 70, 16);
+  CaseSpec spec = PeerCase(65, 70, 16);
   spec.bias.dtype = TANDEM_DTYPE_F32;
   spec.bias.per_batch = spec.bias.per_head = false;
   spec.batch = 2;
@@ -97,7 +49,7 @@ TEST_P(PeerGradients, Issue148476OnlyTheBiasNeedsAGradient) {
 // efficient_cuda: 32-bit offsets into the mask, more than 2^31 pairs.
 TEST_P(PeerGradients, Issue187225MoreThan2To31Pairs) {
   if (GetParam().name.find("reference") != std::string::npos) return;  // hours
-  CaseSpec spec = Base(46400, 46400, 8);
+  CaseSpec spec = PeerCase(46400, 46400, 8);
   spec.q_heads = spec.kv_heads = 1;
   spec.terms = {Band(TANDEM_ALIGN_TOP_LEFT, 5, 2)};
   spec.dtype = TANDEM_DTYPE_F32;
@@ -137,7 +89,7 @@ TEST_P(PeerGradients, Issue187227OffsetsBeyond2To32) {
   if (bias_memory.data == MAP_FAILED || gradient_memory.data == MAP_FAILED) {
     GTEST_SKIP() << "the address space is limited";
   }
-  CaseSpec spec = Base(kRows, kKeys, 16);
+  CaseSpec spec = PeerCase(kRows, kKeys, 16);
   spec.bias.dtype = TANDEM_DTYPE_F32;
   spec.bias.rank = 2;
   if (!MustAcceptBackward(GetParam(), spec)) return;
@@ -163,7 +115,7 @@ TEST_P(PeerGradients, Issue187227OffsetsBeyond2To32) {
 // the left).
 TEST_P(PeerGradients, Issue191937BroadcastKeysWithLeftPadding) {
   for (const int64_t keys : {33, 65, 129}) {
-    CaseSpec spec = Base(40, keys, 32);
+    CaseSpec spec = PeerCase(40, keys, 32);
     spec.q_heads = 4;
     spec.batch = 2;
     spec.k_strides.broadcast = spec.v_strides.broadcast = 0b0010;
@@ -176,7 +128,7 @@ TEST_P(PeerGradients, Issue191937BroadcastKeysWithLeftPadding) {
 // 41508: one row without keys made the gradients of the whole batch NaN. 131060: they are exact
 // zeros.
 TEST_P(PeerGradients, Issue41508OneEmptyRowPoisonsNothing) {
-  CaseSpec spec = Base(32, 32, 16);
+  CaseSpec spec = PeerCase(32, 32, 16);
   spec.q_heads = spec.kv_heads = 1;
   CaseSpec with_bias = spec;
   with_bias.bias.dtype = TANDEM_DTYPE_F32;
@@ -204,7 +156,7 @@ TEST_P(PeerGradients, Issue41508OneEmptyRowPoisonsNothing) {
 
 // 127055: NaN where all of the leading keys are masked.
 TEST_P(PeerGradients, Issue127055LeadingTilesMasked) {
-  CaseSpec spec = Base(20, 700, 16);
+  CaseSpec spec = PeerCase(20, 700, 16);
   spec.bias.dtype = TANDEM_DTYPE_F32;
   spec.bias.per_row = spec.bias.per_head = false;
   ForEachType(
@@ -221,7 +173,7 @@ TEST_P(PeerGradients, Issue127055LeadingTilesMasked) {
 
 // 141128: NaN in q must stay NaN, and not be taken for a masked row.
 TEST_P(PeerGradients, Issue141128NanStaysNan) {
-  CaseSpec spec = Base(16, 16, 16);
+  CaseSpec spec = PeerCase(16, 16, 16);
   ForEachType(
       spec, [](BackwardCase& c) { c.forward().q().Fill(NAN); },
       [](BackwardCase& c) { EXPECT_TRUE(HasNan(c.dq()) && HasNan(c.dk()) && HasNan(c.dv())); });
@@ -236,7 +188,7 @@ TEST_P(PeerGradients, Issue141128NanStaysNan) {
 // 105202, cudnn-frontend 804: scales that are not positive.
 TEST_P(PeerGradients, Issue105202ScalesThatAreNotPositive) {
   for (const float scale : {0.0f, -0.125f, -1e4f}) {
-    CaseSpec spec = Base(64, 64, 64);
+    CaseSpec spec = PeerCase(64, 64, 64);
     spec.scale = scale;
     spec.terms = {Causal(TANDEM_ALIGN_TOP_LEFT)};
     ForEachType(spec, {}, [](BackwardCase& c) {  // f16 has no numbers for the largest scale's
@@ -248,7 +200,7 @@ TEST_P(PeerGradients, Issue105202ScalesThatAreNotPositive) {
 
 // 187506, 112577, 133671: strided inputs, outputs and gradients.
 TEST_P(PeerGradients, Issue187506AnyStrides) {
-  CaseSpec spec = Base(70, 90, 24);
+  CaseSpec spec = PeerCase(70, 90, 24);
   spec.batch = 2;
   spec.q_strides = {{2, 0, 3, 1}, {1, 0, 2, 3}, 0b0100, 0};
   spec.k_strides = {{3, 1, 0, 2}, {}, 0, 0};
@@ -262,7 +214,7 @@ TEST_P(PeerGradients, Issue187506AnyStrides) {
 // 163400, 116472: dBias in the bias's own broadcast shape.
 TEST_P(PeerGradients, Issue163400EveryBroadcastShapeOfTheBias) {
   for (int shape = 0; shape < 16; ++shape) {
-    CaseSpec spec = Base(66, 70, 8);
+    CaseSpec spec = PeerCase(66, 70, 8);
     spec.batch = 2;
     spec.q_heads = 4;
     spec.bias.dtype = TANDEM_DTYPE_F32;
@@ -276,7 +228,7 @@ TEST_P(PeerGradients, Issue163400EveryBroadcastShapeOfTheBias) {
 
 // PyTorch's own test of uniform attention: q = k = 0 and v = 1 with a mask of all true.
 TEST_P(PeerGradients, UniformAttention) {
-  CaseSpec spec = Base(300, 257, 16);
+  CaseSpec spec = PeerCase(300, 257, 16);
   spec.terms = {};
   ForEachType(
       spec,

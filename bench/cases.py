@@ -130,6 +130,9 @@ def cuda_cases():
              for dim in shapes for shape in shapes[dim] for mask in ("none", "causal")]
     first = [case for case in dense if case.q_len == 4096 and case.dim <= 128]
     yield from first
+    yield _square("sparse", "cuda", "bf16", 4, 16, 4096, 128, "prefix", prefix=1024)
+    yield _square("sparse", "cuda", "bf16", 1, 16, 16384, 128, "segments_causal", document_mean=1024)
+    yield _square("sparse", "cuda", "bf16", 1, 16, 16384, 128, "blocks")
     for mask in ("boolean", "bias", "bias_per_head"):
         yield _square("mask", "cuda", "bf16", 4, 16, 4096, 128, mask)
     for mask in ("boolean", "bias"):
@@ -137,9 +140,6 @@ def cuda_cases():
     yield _square("sparse", "cuda", "bf16", 1, 16, 16384, 128, "packed_causal", document_mean=1024)
     yield _square("sparse", "cuda", "bf16", 1, 16, 65536, 128, "packed_causal", document_mean=4096)
     yield _square("sparse", "cuda", "bf16", 1, 16, 16384, 128, "window", window=1024)
-    yield _square("sparse", "cuda", "bf16", 4, 16, 4096, 128, "prefix", prefix=1024)
-    yield _square("sparse", "cuda", "bf16", 1, 16, 16384, 128, "segments_causal", document_mean=1024)
-    yield _square("sparse", "cuda", "bf16", 1, 16, 16384, 128, "blocks")
     yield _square("dense", "cuda", "bf16", 4, 16, 4096, 128, "growing")
     yield _square("gqa", "cuda", "bf16", 4, 32, 4096, 128, "causal", kv_heads=8)
     for batch, kv_len in ((16, 8192), (1, 65536), (128, 2048)):

@@ -96,12 +96,28 @@ class Descriptor {
     return {batch_, heads, rows, dim};
   }
 
+  // Keys and values in pages; at times the table names one that is not there.
+  void Pages(tandem_dtype dtype) {
+    const int64_t page_size = 1 + bytes_.Below(70), pages = 1 + bytes_.Below(6);
+    const int64_t per_sequence = (kv_rows_ + page_size - 1) / page_size;
+    problem_.page_size = page_size;
+    problem_.k = Tensor(dtype, {pages, page_size, kv_heads_, dim_});
+    problem_.v = Tensor(dtype, {pages, page_size, kv_heads_, v_dim_});
+    const int32_t most = static_cast<int32_t>(bytes_.Below(8) == 0 ? pages : pages - 1);
+    problem_.block_table = Integers({batch_, per_sequence}, most);
+    kv_rows_ = per_sequence * page_size;
+  }
+
   void Tensors() {
     const tandem_dtype dtype = static_cast<tandem_dtype>(1 + bytes_.Below(3));
     problem_.layout = layout_;
     problem_.q = Tensor(dtype, Shape(q_heads_, q_rows_, dim_));
-    problem_.k = Tensor(dtype, Shape(kv_heads_, kv_rows_, dim_));
-    problem_.v = Tensor(dtype, Shape(kv_heads_, kv_rows_, v_dim_));
+    if (layout_ != TANDEM_LAYOUT_THD && bytes_.Below(4) == 0) {
+      Pages(dtype);
+    } else {
+      problem_.k = Tensor(dtype, Shape(kv_heads_, kv_rows_, dim_));
+      problem_.v = Tensor(dtype, Shape(kv_heads_, kv_rows_, v_dim_));
+    }
     tandem_tensor* out = const_cast<tandem_tensor*>(
         Tensor(bytes_.Coin() ? dtype : TANDEM_DTYPE_F32, Shape(q_heads_, q_rows_, v_dim_)));
     out->data = pool + kPoolSize / 2;

@@ -18,8 +18,9 @@
 #define TANDEM_BACKEND_CUDA_HOPPER_FORWARD_KERNEL_CUH_
 
 #include "backend_cuda/hopper/forward_loading.cuh"
+#include "backend_cuda/hopper/forward_non_finite.cuh"
+#include "backend_cuda/hopper/forward_output.cuh"
 #include "backend_cuda/row_output.cuh"
-#include "backend_cuda/tile_staging.cuh"
 
 namespace tandem::cuda::hopper {
 
@@ -42,9 +43,9 @@ class Warpgroup {
         first_lane_row_(64 * warpgroup + 16 * (threadIdx.x % kWarpgroupThreads / kWarpSize) +
                         threadIdx.x % kWarpSize / 4) {}
 
-  // Where there are registers for it, the first product of an item runs while the one before is
-  // written.
+  // The first product of an item runs while the one before is written.
   __device__ void Run() {
+    if (warpgroup_ == kPolicy.warpgroups - 1) GiveTurn();
     const Item* next = Fetch(0);
     StartFirstScores(*next);
     WaitProducts<0>(scores_);
@@ -71,13 +72,17 @@ class Warpgroup {
  private:
   static constexpr bool kIsCareful = kVariant == Variant::kCareful;
   static constexpr int kStages = kPolicy.stages;
-  static constexpr bool kHasOverlap = kPolicy.has_overlap && !kIsCareful;
+  // The softmax of a step runs under the product with V of the step before.
+  static constexpr bool kHasOverlap = !kIsCareful;
   // Sums of a lane's exponentials beyond which a row gets a new reference; in f16 each exponential
   // must stay below 65504.
   static constexpr float kBound = kDType == DType::kF16 ? 32768.0f : 1.152921504606847e18f;
   static constexpr int kScoreTiles = kBlockKeys / 8;
   static constexpr int kOutputTiles = kHeadDim / 8;
   static constexpr uint32_t kAllBits = ~uint32_t{0};
+  // Barriers of threads, one for each warpgroup; the careful kernels have the one before them.
+  static constexpr int kTurnBarrier = 2;
+  static constexpr int kSignBarrier = kTurnBarrier + kMostWarpgroups;
 
   // What this lane's rows see of a tile.
   struct Bits {
@@ -86,12 +91,20 @@ class Warpgroup {
 
   // ---- an item ----
 
-  // The n-th item, with its Q in registers.
+  // The n-th item, with its Q at hand.
   __device__ __forceinline__ const Item* Fetch(uint32_t n) {
     const int stage = n % kQueryStages;
+    if (!kPolicy.has_query_in_registers && n != 0) {
+      Release(state_.query_empty[(n - 1) % kQueryStages]);
+    }
     Wait(Barrier(state_.query_full[stage]), n / kQueryStages & 1);
-    LoadQuery(query_ + stage * kPolicy.query_bytes);
-    Release(state_.query_empty[stage]);
+    query_stage_ = query_ + stage * kPolicy.query_bytes;
+    if (problem_.scale < 0.0f) NegateQuery();
+    if constexpr (kPolicy.has_query_in_registers) {
+#pragma unroll
+      for (int step = 0; step < kHeadDim / 16; ++step) LoadQuery(step);
+      Release(state_.query_empty[stage]);
+    }
     return &state_.items[n % kItems];
   }
 
@@ -115,17 +128,26 @@ class Warpgroup {
   }
 
   // The scale's sign goes into Q.
-  __device__ __forceinline__ void LoadQuery(uint32_t query) {
-    const int row = first_lane_row_ - lane_ / 4 + (lane_ & 15);
-    const uint32_t flip = problem_.scale < 0.0f ? 0x80008000u : 0u;
-#pragma unroll
-    for (int step = 0; step < kHeadDim / 16; ++step) {
-      const int chunk = step % 4 * 2 + (lane_ >> 4);
-      LoadMatrices(query_fragments_[step], query + step / 4 * (kPolicy.block_rows * 128) +
-                                               row * 128 + ((chunk ^ (row & 7)) << 4));
-#pragma unroll
-      for (int e = 0; e < 4; ++e) query_fragments_[step][e] ^= flip;
+  __device__ __forceinline__ void NegateQuery() const {
+    constexpr int kPartWords = 64 * 128 / 4;  // of this warpgroup's rows and 64 columns
+    for (int i = threadIdx.x % kWarpgroupThreads; i < kHeadDim / 64 * kPartWords;
+         i += kWarpgroupThreads) {
+      const uint32_t address = query_stage_ + i / kPartWords * (kPolicy.block_rows * 128) +
+                               warpgroup_ * (64 * 128) + i % kPartWords * 4;
+      uint32_t pair;
+      asm volatile("ld.shared.u32 %0, [%1];" : "=r"(pair) : "r"(address) : "memory");
+      asm volatile("st.shared.u32 [%0], %1;" ::"r"(address), "r"(pair ^ 0x80008000u) : "memory");
     }
+    PublishSharedWrites();
+    SyncThreads(kSignBarrier + warpgroup_, kWarpgroupThreads);
+  }
+
+  // Sixteen columns of Q.
+  __device__ __forceinline__ void LoadQuery(int step) {
+    const int row = first_lane_row_ - lane_ / 4 + (lane_ & 15);
+    const int chunk = step % 4 * 2 + (lane_ >> 4);
+    LoadMatrices(query_fragments_[step], query_stage_ + step / 4 * (kPolicy.block_rows * 128) +
+                                             row * 128 + ((chunk ^ (row & 7)) << 4));
   }
 
   // Ends with the last product with V under way (kHasOverlap), or done and released.
@@ -140,12 +162,14 @@ class Warpgroup {
         tile = next.tile;
         bits_ = next.bits;
         const uint32_t stage = UniformStage();
+        TakeTurn();
         Pin(output_);
         StartScores(stage);
         WaitForValues(steps_ - 1);
         Pin(output_);
         FenceProducts();
         StartOutput((stage + kStages - 1) % kStages);
+        GiveTurn();
         WaitProducts<1>(scores_);
         Exponentials(tile);
         // The loop in this wait keeps the next one behind the exponentials.
@@ -179,6 +203,18 @@ class Warpgroup {
         Exponentials(tile);
         FinishSoftmax();
       }
+    }
+  }
+  // Warpgroups begin their products in order, a turn for each tile of an item but the first:
+  // without that all of them would multiply at the same time, and then all wait for the unit that
+  // exponentiates.
+  __device__ __forceinline__ void TakeTurn() const {
+    if constexpr (kHasOverlap) SyncThreads(kTurnBarrier + warpgroup_, 2 * kWarpgroupThreads);
+  }
+  __device__ __forceinline__ void GiveTurn() const {
+    if constexpr (kHasOverlap) {
+      const int next = warpgroup_ == kPolicy.warpgroups - 1 ? 0 : warpgroup_ + 1;
+      ArriveThreads(kTurnBarrier + next, 2 * kWarpgroupThreads);
     }
   }
   __device__ __forceinline__ void ReleaseLastValues() {
@@ -219,13 +255,21 @@ class Warpgroup {
   __device__ __forceinline__ void StartScores(uint32_t stage) {
     const uint32_t tile = KeyTile(keys_) + stage * (kPolicy.tile_bytes >> 4);
     FenceProducts();
-    BeginScores<kDType>(scores_, query_fragments_[0], tile);
+    BeginScores<kDType>(scores_, QueryOperand(0), tile);
 #pragma unroll
     for (int step = 1; step < kHeadDim / 16; ++step) {
-      AddScores<kDType>(scores_, query_fragments_[step],
+      AddScores<kDType>(scores_, QueryOperand(step),
                         tile + step / 4 * (kBlockKeys * 128 >> 4) + step % 4 * 2);
     }
     CommitProducts();
+  }
+  __device__ __forceinline__ decltype(auto) QueryOperand(int step) const {
+    if constexpr (kPolicy.has_query_in_registers) {
+      return (query_fragments_[step]);
+    } else {
+      return KeyTile(__shfl_sync(~0u, query_stage_, 0) + warpgroup_ * (64 * 128)) +
+             step / 4 * (kPolicy.block_rows * 128 >> 4) + step % 4 * 2;
+    }
   }
   __device__ __forceinline__ void StartOutput(uint32_t stage) {
     const uint32_t tile = ValueTile(keys_ + kStages * kPolicy.tile_bytes, kBlockKeys) +
@@ -452,7 +496,7 @@ class Warpgroup {
 
   // Scores of 16 keys of the tile at work; those of hidden pairs are -inf. The sums of a row depend
   // on that row alone.
-  __device__ __forceinline__ void MultiplyAgain(int step, float (&scores)[2][4]) const {
+  __device__ __forceinline__ void MultiplyAgain(int step, float (&scores)[2][4]) {
     const uint32_t tile = keys_ + steps_ % kStages * kPolicy.tile_bytes;
     const int key = 16 * step + (lane_ & 7) + (lane_ >> 4) * 8;
 #pragma unroll
@@ -460,6 +504,7 @@ class Warpgroup {
 #pragma unroll
     for (int k = 0; k < kHeadDim / 16; ++k) {
       const int chunk = k % 4 * 2 + (lane_ >> 3 & 1);
+      if constexpr (!kPolicy.has_query_in_registers) LoadQuery(k);
       uint32_t b[4];
       LoadMatrices(b, tile + k / 4 * (kBlockKeys * 128) + key * 128 + ((chunk ^ (key & 7)) << 4));
       MultiplyAccumulate<kDType>(scores[0], query_fragments_[k], b[0], b[1]);
@@ -526,63 +571,13 @@ class Warpgroup {
 
   // Of the V tile at work, by all warpgroups together.
   __device__ __forceinline__ void TakeOutNonFinite() {
-    constexpr int kThreads = kPolicy.warpgroups * kWarpgroupThreads;
-    const int thread = warpgroup_ * kWarpgroupThreads + threadIdx.x % kWarpgroupThreads;
-    SyncThreads(1, kThreads);
-    if (thread < kBlockKeys / 32) state_.non_finite_keys[thread] = 0;
-    SyncThreads(1, kThreads);
-    const uint32_t tile = keys_ + (kStages + steps_ % kStages) * kPolicy.tile_bytes;
-    for (int chunk = thread; chunk < kPolicy.tile_bytes / 16; chunk += kThreads) {
-      uint4 x;
-      const uint32_t address = tile + chunk * 16;
-      asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
-                   : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
-                   : "r"(address)
-                   : "memory");
-      uint32_t met = 0;
-      const auto clean = [&](uint32_t pair) { return WithoutNonFinite<kDType>(pair, met); };
-      x = make_uint4(clean(x.x), clean(x.y), clean(x.z), clean(x.w));
-      if (met == 0) continue;
-      asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(x.x), "r"(x.y),
-                   "r"(x.z), "r"(x.w)
-                   : "memory");
-      const int key = chunk / 8 % kBlockKeys;
-      atomicOr(&state_.non_finite_keys[key / 32], 1u << (key % 32));
-    }
-    PublishSharedWrites();
-    SyncThreads(1, kThreads);
+    hopper::TakeOutNonFinite<kDType, kPolicy.warpgroups * kWarpgroupThreads, kPolicy.tile_bytes>(
+        state_.non_finite_keys, keys_ + (kStages + steps_ % kStages) * kPolicy.tile_bytes,
+        warpgroup_ * kWarpgroupThreads + threadIdx.x % kWarpgroupThreads);
   }
-
-  // NaN where a row sees a non-finite value.
   __device__ __forceinline__ void MarkNonFinite(const Tile& tile) {
-    const Sequence& s = item_->sequence;
-    for (int word = 0; word < kBlockKeys / 32; ++word) {
-      for (uint32_t left = state_.non_finite_keys[word]; left != 0; left &= left - 1) {
-        const int key = 32 * word + __ffs(static_cast<int>(left)) - 1;
-        const int owner = (lane_ & ~3) | (key % 8 / 2);
-        const int bit = key / 8 * 2 + key % 2;
-        const bool sees[2] = {(__shfl_sync(~0u, bits_.row[0], owner) >> bit & 1) != 0,
-                              (__shfl_sync(~0u, bits_.row[1], owner) >> bit & 1) != 0};
-        const int64_t row = int64_t{tile.FirstKey()} + key;
-        if (row >= core::LocalKeys(s)) continue;
-        const int64_t offset = core::KeyOffset(problem_.v, s, item_->head / problem_.group, row);
-#pragma unroll
-        for (int t = 0; t < kOutputTiles; ++t) {
-#pragma unroll
-          for (int e = 0; e < 2; ++e) {
-            const int column = 8 * t + 2 * (lane_ & 3) + e;
-            if (column >= problem_.v_dim) continue;
-            const float value =
-                LoadElement(problem_.v.data, kDType, offset + column * problem_.v.column_stride);
-            if (core::IsFinite(value)) continue;
-#pragma unroll
-            for (int r = 0; r < 2; ++r) {
-              if (sees[r]) output_[4 * t + 2 * r + e] = core::BitsToFloat(0x7fc00000u);
-            }
-          }
-        }
-      }
-    }
+    hopper::MarkNonFinite<kDType>(problem_, *item_, tile, state_.non_finite_keys, bits_.row, lane_,
+                                  output_);
   }
 
   // ---- results ----
@@ -621,7 +616,7 @@ class Warpgroup {
     bool has_non_finite = false;
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      const bool is_finite = core::IsFinite(sum[r]) && AreFinite(words[r]);
+      const bool is_finite = core::IsFinite(sum[r]) && AreFinite<kDType>(words[r]);
       const bool is_row_finite = (__ballot_sync(~0u, !is_finite) >> quad & 0xfu) == 0;
       const int row = first_lane_row_ + 8 * r;
       bool is_written = row >= item.first_written_row && row < item.rows;
@@ -656,7 +651,7 @@ class Warpgroup {
 #pragma unroll
         for (int t = 0; t < kOutputTiles; t += 4) {
           uint32_t(&x)[kOutputTiles] = words[r];
-          TransposeInQuad(x[t], x[t + 1], x[t + 2], x[t + 3]);
+          TransposeInQuad(lane_, x[t], x[t + 1], x[t + 2], x[t + 3]);
           const int column = 8 * (t + (lane_ & 3));
           if ((written >> r & 1) != 0 && column < problem_.v_dim) {
             *reinterpret_cast<uint4*>(to + 8 * r * out.row_stride + column) =
@@ -679,34 +674,6 @@ class Warpgroup {
     }
   }
 
-  static __device__ __forceinline__ bool AreFinite(const uint32_t (&words)[kOutputTiles]) {
-    // Products by 0 are 0 or NaN.
-    uint32_t zeros[2] = {0, 0};
-#pragma unroll
-    for (int t = 0; t < kOutputTiles; ++t) {
-      zeros[t % 2] = MultiplyAddPair<kDType>(words[t], 0, zeros[t % 2]);
-    }
-    return ((zeros[0] | zeros[1]) & 0x7fff7fffu) == 0;
-  }
-
-  // Lane c of a quad gets word c of each lane.
-  __device__ __forceinline__ void TransposeInQuad(uint32_t& word0, uint32_t& word1, uint32_t& word2,
-                                                  uint32_t& word3) const {
-    const bool is_odd = (lane_ & 1) != 0;
-    const bool is_high = (lane_ & 2) != 0;
-    Exchange(is_odd, 1, word0, word1);
-    Exchange(is_odd, 1, word2, word3);
-    Exchange(is_high, 2, word0, word2);
-    Exchange(is_high, 2, word1, word3);
-  }
-  // The lane without the bit keeps `low` and gives `high` for the other's `low`.
-  static __device__ __forceinline__ void Exchange(bool has_bit, int bit, uint32_t& low,
-                                                  uint32_t& high) {
-    const uint32_t got = __shfl_xor_sync(~0u, has_bit ? low : high, bit);
-    low = has_bit ? got : low;
-    high = has_bit ? high : got;
-  }
-
   // This warp has read what the barrier guards.
   __device__ __forceinline__ void Release(const uint64_t& barrier) {
     __syncwarp();
@@ -724,6 +691,7 @@ class Warpgroup {
   const RowView* views_;  // of row r: views_[8 r]; not kept up in kPlain
   uint32_t steps_ = 0;    // tiles that this warpgroup has done with
 
+  uint32_t query_stage_;  // the shared address of the item's Q
   uint32_t query_fragments_[kHeadDim / 16][4];
   float scores_[kBlockKeys / 2];
   uint32_t probabilities_[kBlockKeys / 16][4];

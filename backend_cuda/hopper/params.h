@@ -23,7 +23,7 @@ struct TilePolicy {
   int stages;  // of K, and of V
   int block_rows;
   int threads;
-  bool has_overlap;       // the softmax of a step runs under the product with V of the step before
+  bool has_query_in_registers;
   int registers;          // of a thread of a warpgroup with rows
   int loading_registers;  // of a thread of the others
   int query_bytes;
@@ -36,7 +36,7 @@ constexpr TilePolicy ForwardPolicy(int head_dim) {
   policy.stages = head_dim <= 64 ? 4 : 2;
   policy.block_rows = 64 * policy.warpgroups;
   policy.threads = (policy.warpgroups + 1) * kWarpgroupThreads;
-  policy.has_overlap = head_dim > 64;
+  policy.has_query_in_registers = policy.warpgroups == 2;
   policy.registers = policy.warpgroups == 3 ? 160 : 232;
   policy.loading_registers = policy.warpgroups == 3 ? 32 : 40;
   policy.query_bytes = policy.block_rows * head_dim * 2;
@@ -61,7 +61,7 @@ struct Params {
   CUtensorMap values;
   core::Problem problem;
   CarefulFlags* flags;     // one per row block of each head
-  ScoreScale score_scale;  // |scale|: its sign is moved into Q
+  ScoreScale score_scale;  // |scale|: its sign goes into Q
   int32_t row_blocks;      // of the longest sequence
   // What a block of threads takes at a time: a row block of a head, or two, the n-th from the front
   // and the n-th from the back, which together are as long as any other two under a causal mask.

@@ -196,9 +196,28 @@ class FakeTensor:
             stride *= extent
         return stride
 
+    def as_batch(self):
+        """[T, H, D] as [1, H, T, D]."""
+        rows, heads, dim = self.shape
+        batch = FakeTensor(1, heads, rows, dim)
+        for row, values in enumerate(self.rows()):
+            for head in range(heads):
+                at = (head * rows + row) * dim
+                batch.values[at:at + dim] = array.array("f", values[head * dim:(head + 1) * dim])
+        return batch
+
+    def rows(self):
+        """A list for each row of [T, H, D] or [1, H, T, D]: all heads' numbers."""
+        heads, dim = self.shape[-2 if self.dim() == 3 else 1], self.shape[-1]
+        rows = self.size // heads // dim
+        start = lambda row, head: (row * heads + head if self.dim() == 3 else head * rows + row) * dim
+        return [[x for head in range(heads) for x in self.values[start(row, head):start(row, head) + dim]]
+                for row in range(rows)]
+
 
 class BindingTest(unittest.TestCase):
-    torch = types.SimpleNamespace(empty=FakeTensor, uint8="uint8", float32="float32")
+    torch = types.SimpleNamespace(empty=FakeTensor, uint8="uint8", float32="float32",
+                                  empty_like=lambda tensor: FakeTensor(*tensor.shape))
 
     def setUp(self):
         if LIBRARIES is None:
@@ -241,6 +260,35 @@ class BindingTest(unittest.TestCase):
         description = tandem.Description(q, k, v, attention.out, attention.lse, terms)
         self.assertLessEqual(self.support.judge(description, False)["error_over_bound"], 1)
         self.assertEqual(self.support.visible_pairs(description), 2 * (15 * 16 // 2 + 25 * 26 // 2))
+
+    def test_a_mask_told_in_three_ways_has_the_same_gradients(self):
+        """Documents of 15 and 17 tokens and 8 of padding, as examples/training has them."""
+        identity = [0] * 15 + [1] * 17 + [-1] * 8
+        q, k, v, dout = (FakeTensor(40, 2, 16, make=random.random) for _ in range(4))
+        starts, lengths, segments = (FakeTensor(*extents, dtype="int32") for extents in ((4,), (3,), (1, 40)))
+        starts.values[:], lengths.values[:] = array.array("i", (0, 15, 32, 40)), array.array("i", (15, 17, 0))
+        segments.values[:] = array.array("i", identity)
+        mask = FakeTensor(1, 1, 40, 40, dtype="bool")
+        mask.values[:] = array.array("B", (i >= j and identity[i] == identity[j] >= 0
+                                           for i in range(40) for j in range(40)))
+        causal, answers = ("causal", tandem.TOP_LEFT), []
+        for terms in ([("packed", starts, 0), ("lengths", lengths), causal],
+                      [("segments", segments), causal], [("dense", mask)]):
+            tensors = (q, k, v, dout)
+            if terms[0][0] != "packed":
+                tensors = [tensor.as_batch() for tensor in tensors]
+            forward = tandem.Attention(self.library, self.torch, *tensors[:3], terms)
+            forward()
+            backward = tandem.BackwardAttention(forward, *tensors)
+            backward()
+            answers.append([tensor.rows() for tensor in (forward.out, backward.dq, backward.dk, backward.dv)])
+        for answer in answers:
+            for tensor, first in zip(answer, answers[0]):
+                self.assertEqual(tensor[32:], [[0] * 32] * 8)
+                self.assertTrue(any(any(row) for row in tensor[:32]))
+                for row, other in zip(tensor, first):
+                    for a, b in zip(row, other):
+                        self.assertAlmostEqual(a, b, delta=1e-5)
 
     def test_other_keys(self):
         attention = tandem.Attention(self.library, self.torch, *self.tensors)

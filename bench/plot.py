@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Draws the JSON of peers.py and accuracy.py as PNG and SVG. Needs matplotlib.
+"""Draws the JSON of peers.py, accuracy.py and examples/training/train.py as PNG and SVG. Needs matplotlib.
 
     python3 bench/plot.py docs/evidence/DATE/*.json --out docs/plots
 
 Of each result of peers.py: ratio_DEVICE (ours over the best peer, case by case) and roofline_DEVICE; of one for each
-device: cpu_beside_cuda; of each of accuracy.py: accuracy_DEVICE.
+device: cpu_beside_cuda; of each of accuracy.py: accuracy_DEVICE; of one of train.py: training.
 """
 
 import argparse
@@ -170,9 +170,37 @@ def plot_accuracy(report, target):
     save(figure, target, f"accuracy_{report['device_type']}")
 
 
+def plot_training(report, target):
+    """Losses, and below them how far each is from the math path's, with the tolerance as a line."""
+    dtypes = list(dict.fromkeys(result["dtype"] for result in report["results"]))
+    figure, grid = plt.subplots(2, len(dtypes), figsize=(4.5 * len(dtypes), 5), sharex=True, sharey="row",
+                                squeeze=False, height_ratios=(3, 2))
+    for dtype, (losses, differences) in zip(dtypes, grid.T):
+        results = [result for result in report["results"] if result["dtype"] == dtype]
+        for result in results:
+            place = f"{result['path'].capitalize()}, {DEVICE_NAMES[result['device']]}"
+            if result["path"] == "math":
+                losses.plot(result["losses"], color="lightgrey", linewidth=3, label=place)
+                continue
+            style = {"color": {"cpu": "tab:purple", "cuda": "tab:olive"}[result["device"]], "linewidth": 0.8,
+                     "linestyle": (0, (2, 2)) if result["device"] == "cpu" else "-", "label": place}
+            losses.plot(result["losses"], **style)
+            # 1e-8 stands for no difference at all.
+            differences.plot([max(x, 1e-8) for x in result["loss_differences"]], **style)
+        differences.axhline(report["tolerances"]["loss"][dtype], color="black", linewidth=0.8)
+        differences.set_yscale("log")
+        differences.set_xlabel("step")
+        losses.set_title(f"attention in {dtype}")
+        losses.legend(fontsize=7)
+    grid[0, 0].set_ylabel("loss, nats a byte")
+    grid[1, 0].set_ylabel("difference to Math")
+    figure.tight_layout()
+    save(figure, target, "training")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", nargs="+", help="JSON of peers.py and accuracy.py")
+    parser.add_argument("results", nargs="+", help="JSON of peers.py, accuracy.py and train.py")
     parser.add_argument("--out", default="docs/plots", help="directory for the plots (docs/plots)")
     parser.add_argument("--suffix", default="", help="end of the plots' names, for results of another machine")
     options = parser.parse_args()
@@ -185,6 +213,8 @@ def main():
             print(f"{path}: nothing to draw")
         elif report.get("kind") == "accuracy":
             plot_accuracy(report, target)
+        elif report.get("kind") == "training":
+            plot_training(report, target)
         else:
             plot_ratio(report, target)
             plot_roofline(report, target)

@@ -1,5 +1,5 @@
-"""The C ABI of tandem.h through ctypes, for the benchmarks: plans over PyTorch tensors, on either device, and the
-oracle and the ceilings of libtandem_bench.so."""
+"""The C ABI of tandem.h through ctypes, for the benchmarks and examples/training: plans over PyTorch tensors, on either
+device, and the oracle and the ceilings of libtandem_bench.so."""
 
 import ctypes
 
@@ -176,8 +176,8 @@ class Description:
     """A tandem_problem with tandem_outputs over PyTorch tensors, which it keeps alive.
 
     terms: ("causal", alignment), ("window", left, right, alignment), ("prefix", lengths, alignment) which is causal but
-    for those keys, ("kv_lengths", lengths), ("dense", mask), ("packed", cu_seqlens, longest; 0 on the CPU),
-    ("segments", of queries and keys), ("blocks", size, counts, indices).
+    for those keys, ("kv_lengths", lengths), ("lengths", of queries and keys), ("dense", mask),
+    ("packed", cu_seqlens, longest; 0 on the CPU), ("segments", of queries and keys), ("blocks", size, counts, indices).
     """
 
     def __init__(self, q, k, v, out, lse=None, terms=(), bias=None, scale=None):
@@ -212,6 +212,9 @@ class Description:
         elif kind == "kv_lengths":
             term, code = Lengths(), LENGTHS
             term.kv_lengths = self._tensor(arguments[0])
+        elif kind == "lengths":
+            term, code = Lengths(), LENGTHS
+            term.q_lengths = term.kv_lengths = self._tensor(arguments[0])
         elif kind == "dense":
             term, code = Dense(), DENSE
             term.mask = self._tensor(arguments[0])

@@ -177,6 +177,7 @@ def plot_training(report, target):
                                 squeeze=False, height_ratios=(3, 2))
     for dtype, (losses, differences) in zip(dtypes, grid.T):
         results = [result for result in report["results"] if result["dtype"] == dtype]
+        math_losses = next(result["losses"] for result in results if result["path"] == "math")
         for result in results:
             place = f"{result['path'].capitalize()}, {DEVICE_NAMES[result['device']]}"
             if result["path"] == "math":
@@ -185,8 +186,8 @@ def plot_training(report, target):
             style = {"color": {"cpu": "tab:purple", "cuda": "tab:olive"}[result["device"]], "linewidth": 0.8,
                      "linestyle": (0, (2, 2)) if result["device"] == "cpu" else "-", "label": place}
             losses.plot(result["losses"], **style)
-            # 1e-8 stands for no difference at all.
-            differences.plot([max(x, 1e-8) for x in result["loss_differences"]], **style)
+            # 1e-5, the last digit of the JSON, stands for no difference too.
+            differences.plot([max(abs(a - b), 1e-5) for a, b in zip(result["losses"], math_losses)], **style)
         differences.axhline(report["tolerances"]["loss"][dtype], color="black", linewidth=0.8)
         differences.set_yscale("log")
         differences.set_xlabel("step")

@@ -32,20 +32,9 @@ DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}  # of q, k, v; everythin
 GRADIENT_TOLERANCE = {"f32": 1e-5, "bf16": 1e-2}
 # Loss of any step, in nats a byte. Rounding differs, and hundreds of steps let differences grow.
 LOSS_TOLERANCE = {"f32": 0.01, "bf16": 0.05}
-ROWS, ROW_LENGTH = 4, 320
+ROWS, ROW_LENGTH = 4, 384
 WIDTH, HEADS, KV_HEADS, HEAD_DIM = 256, 4, 2, 64
 LEARNING_RATE, WARM_UP = 1e-3, 20
-
-
-def rotation(positions):
-    """Cosines and sines of rotary position embedding, [B, S, 1, D / 2]."""
-    angles = positions[:, :, None, None] / 10000 ** (torch.arange(0, HEAD_DIM, 2) / HEAD_DIM)
-    return angles.cos(), angles.sin()
-
-
-def rotate(x, cosine, sine):
-    a, b = x.chunk(2, dim=-1)
-    return torch.cat((a * cosine - b * sine, b * cosine + a * sine), dim=-1)
 
 
 class Layer(torch.nn.Module):
@@ -58,11 +47,9 @@ class Layer(torch.nn.Module):
         self.mlp = torch.nn.Sequential(torch.nn.Linear(WIDTH, 2 * WIDTH), torch.nn.GELU(),
                                        torch.nn.Linear(2 * WIDTH, WIDTH))
 
-    def forward(self, x, turn, mask, attend, dtype):
-        qkv = self.qkv(self.attention_norm(x)).unflatten(-1, (-1, HEAD_DIM))
-        q, k, v = qkv.split((HEADS, KV_HEADS, KV_HEADS), dim=2)
-        q, k, v = (tensor.to(dtype) for tensor in (rotate(q, *turn), rotate(k, *turn), v))
-        heads = attend(q, k, v, mask, self.form)
+    def forward(self, x, mask, attend, dtype):
+        qkv = self.qkv(self.attention_norm(x)).unflatten(-1, (-1, HEAD_DIM)).to(dtype)
+        heads = attend(*qkv.split((HEADS, KV_HEADS, KV_HEADS), dim=2), mask, self.form)
         x = x + self.out(heads.flatten(2).to(x.dtype))
         return x + self.mlp(self.mlp_norm(x))
 
@@ -70,15 +57,15 @@ class Layer(torch.nn.Module):
 class Model(torch.nn.Module):
     def __init__(self, layers):
         super().__init__()
-        self.token = torch.nn.Embedding(256, WIDTH)
+        self.token, self.position = torch.nn.Embedding(256, WIDTH), torch.nn.Embedding(ROW_LENGTH, WIDTH)
         forms = itertools.islice(itertools.cycle(attention.Mask.FORMS), layers)
         self.layers = torch.nn.ModuleList(Layer(form) for form in forms)
         self.norm, self.head = torch.nn.LayerNorm(WIDTH), torch.nn.Linear(WIDTH, 256)
 
-    def forward(self, tokens, turn, mask, attend, dtype):
-        x = self.token(tokens)
+    def forward(self, tokens, positions, mask, attend, dtype):
+        x = self.token(tokens) + self.position(positions)
         for layer in self.layers:
-            x = layer(x, turn, mask, attend, dtype)
+            x = layer(x, mask, attend, dtype)
         return self.head(self.norm(x))
 
 
@@ -90,11 +77,10 @@ def train(options, text, attend, device, dtype):
     losses, norms, first = [], [], None
     start = time.monotonic()
     for step, batch in zip(range(options.steps), documents.batches(text, ROWS, ROW_LENGTH, options.seed)):
-        tokens, targets, positions = (torch.tensor(values).view(ROWS, ROW_LENGTH)
+        tokens, targets, positions = (torch.tensor(values, device=device).view(ROWS, ROW_LENGTH)
                                       for values in (batch.tokens, batch.targets, batch.positions))
-        turn = [tensor.to(device) for tensor in rotation(positions)]  # of the CPU: the same bits everywhere
-        logits = model(tokens.to(device), turn, attention.Mask(batch, ROWS, device), attend, dtype)
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten().to(device),
+        logits = model(tokens, positions, attention.Mask(batch, ROWS, device), attend, dtype)
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(),
                                                  ignore_index=documents.IGNORED)
         optimizer.zero_grad()
         loss.backward()
@@ -113,8 +99,8 @@ def compare(result, first, math_result, math_first):
     """Adds the differences to the result; returns what is wrong as sentences."""
     dtype, wrong = result["dtype"], []
     result["first_gradient_difference"] = float((first - math_first).norm() / math_first.norm())
-    result["loss_differences"] = [abs(a - b) for a, b in zip(result["losses"], math_result["losses"])]
-    result["largest_loss_difference"] = max(result["loss_differences"], key=lambda x: (math.isnan(x), x))
+    differences = [abs(a - b) for a, b in zip(result["losses"], math_result["losses"])]
+    result["largest_loss_difference"] = max(differences, key=lambda x: (math.isnan(x), x))
     if not all(map(math.isfinite, result["losses"] + result["gradient_norms"])) or not first.isfinite().all():
         wrong.append("a loss or a gradient is not finite")
     # Written so that NaN is wrong.

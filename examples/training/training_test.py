@@ -19,7 +19,7 @@ LIBRARIES = None
 
 
 class PackingTest(unittest.TestCase):
-    ROWS, ROW_LENGTH = 4, 320
+    ROWS, ROW_LENGTH = 4, 384
 
     def setUp(self):
         self.documents = documents.read_documents(self.ROW_LENGTH)

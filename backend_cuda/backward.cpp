@@ -82,7 +82,19 @@ int64_t BackwardWorkspaceSize(const Problem& problem) {
   return LayOutBackward(&params, nullptr);
 }
 
-cudaError_t LaunchBackward(const Problem& problem, void* workspace, cudaStream_t stream) {
+cudaError_t LaunchPortableProducts(const BackwardParams& params, cudaStream_t stream) {
+  switch (GradientMath(params.problem)) {
+    case DType::kF16:
+      return LaunchType<DType::kF16>(params, stream);
+    case DType::kBF16:
+      return LaunchType<DType::kBF16>(params, stream);
+    default:
+      return LaunchType<DType::kF32>(params, stream);
+  }
+}
+
+cudaError_t LaunchBackward(const Problem& problem, void* workspace,
+                           ProductsLauncher launch_products, cudaStream_t stream) {
   BackwardParams params = {};
   params.problem = problem;
   LayOutBackward(&params, static_cast<char*>(workspace));
@@ -97,18 +109,7 @@ cudaError_t LaunchBackward(const Problem& problem, void* workspace, cudaStream_t
     error = LaunchFillBias(problem, stream);
   }
   if (error == cudaSuccess) error = LaunchPrepareGradients(params, stream);
-  if (error != cudaSuccess) return error;
-  switch (math) {
-    case DType::kF16:
-      error = LaunchType<DType::kF16>(params, stream);
-      break;
-    case DType::kBF16:
-      error = LaunchType<DType::kBF16>(params, stream);
-      break;
-    default:
-      error = LaunchType<DType::kF32>(params, stream);
-      break;
-  }
+  if (error == cudaSuccess) error = launch_products(params, stream);
   if (error == cudaSuccess && problem.dv.data != nullptr) {
     error = LaunchMarkNonFinite(params, stream);
   }

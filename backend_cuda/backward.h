@@ -13,8 +13,12 @@ namespace tandem::cuda {
 bool DeclineBackward(core::DType dtype, const core::Problem& problem, core::Text* reason);
 // Bytes of workspace; no data is read.
 int64_t BackwardWorkspaceSize(const core::Problem& problem);
+// Launches the kernels that multiply, on planes that are prepared.
+using ProductsLauncher = cudaError_t (*)(const BackwardParams& params, cudaStream_t stream);
+cudaError_t LaunchPortableProducts(const BackwardParams& params, cudaStream_t stream);
 // All gradients that the problem asks for.
-cudaError_t LaunchBackward(const core::Problem& problem, void* workspace, cudaStream_t stream);
+cudaError_t LaunchBackward(const core::Problem& problem, void* workspace,
+                           ProductsLauncher launch_products, cudaStream_t stream);
 
 // Parts of it. kDType: GradientMath; kHeadDim: GradientHeadDim(max(Dqk, Dv)).
 

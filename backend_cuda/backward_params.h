@@ -37,12 +37,19 @@ struct RowStatistics {
   float offset;
 };
 
+// Local keys [begin, end).
+struct alignas(8) KeyInterval {
+  int32_t begin;
+  int32_t end;
+};
+
 struct BackwardParams {
   core::Problem problem;
   GradientPlanes queries;
   GradientPlanes keys;
   RowStatistics* statistics;  // as rows of Q
   float* lse;                 // natural; -inf where the row is empty
+  KeyInterval* intervals;     // that rows see but for dense terms (core::SeesIntervals); or null
   uint64_t* non_finite;       // rows of dO with such elements, as queries.second_flags
   float* row_sums;            // of dS and of dS times ALiBi's distance, as rows of Q; null: unused
   float* key_sums;            // of dS, per query head and key; null: unused
@@ -124,6 +131,9 @@ inline int64_t LayOutBackward(BackwardParams* params, char* base) {
   take_planes(&params->keys, p.kv_heads, p.kv_rows, p.kv_total);
   take(&params->statistics, rows * static_cast<int64_t>(sizeof(RowStatistics)));
   take(&params->lse, rows * 4);
+  if (core::SeesIntervals(p.mask)) {
+    take(&params->intervals, rows * static_cast<int64_t>(sizeof(KeyInterval)));
+  }
   take(&params->non_finite, 8 * p.batch * p.q_heads * params->queries.words);
   if (NeedsRowSums(p)) take(&params->row_sums, rows * 8);
   if (NeedsKeySums(p)) {

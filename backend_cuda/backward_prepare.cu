@@ -178,6 +178,14 @@ __global__ void __launch_bounds__(kThreads)
             found |= 1;
           }
         }
+        if (params.intervals != nullptr) {
+          core::Interval keys = {0, 0};
+          if (row < rows && core::RowExists(s, row)) {
+            keys = core::VisibleKeys(p.mask, s, head, row);
+          }
+          params.intervals[plane_row + row] = {static_cast<int32_t>(keys.begin),
+                                               static_cast<int32_t>(keys.end)};
+        }
         params.statistics[plane_row + row] = statistics;
         params.lse[plane_row + row] = lse;
       }

@@ -10,13 +10,6 @@
 
 namespace tandem::cuda {
 
-// min that keeps NaN.
-__device__ __forceinline__ float MinKeepNan(float a, float b) {
-  float result;
-  asm("min.NaN.f32 %0, %1, %2;" : "=f"(result) : "f"(a), "f"(b));
-  return result;
-}
-
 // The word of visible keys of a row from local key `first_key` on; 0 for rows that are not there.
 __device__ __forceinline__ uint64_t VisibleKeys(const Problem& p, const Sequence& s, int64_t head,
                                                 int64_t row, int64_t first_key) {

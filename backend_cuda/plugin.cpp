@@ -10,6 +10,7 @@
 #include <cstring>
 
 #include "backend_cuda/backward.h"
+#include "backend_cuda/hopper/backward_launch.h"
 #include "backend_cuda/hopper/launch.h"
 #include "backend_cuda/launch.h"
 #include "backend_cuda/policy.h"
@@ -238,8 +239,9 @@ bool DeclineGradients(const Problem& problem, Text* reason) {
 }
 
 tandem_status RunBackward(const Problem& problem, void* workspace, const Context& context) {
-  return OnDevice(context, "launching the backward pass",
-                  [&](cudaStream_t stream) { return LaunchBackward(problem, workspace, stream); });
+  return OnDevice(context, "launching the backward pass", [&](cudaStream_t stream) {
+    return LaunchBackward(problem, workspace, LaunchPortableProducts, stream);
+  });
 }
 
 // ---- kernels of sm_90a ----
@@ -283,6 +285,17 @@ tandem_status RunHopper(const Problem& problem, void* workspace, const Context& 
   });
 }
 
+template <DType kDType>
+bool DeclineHopperGradients(const Problem& problem, Text* reason) {
+  return DeclineBackward(kDType, problem, reason) || hopper::DeclinesGradients(problem, reason);
+}
+
+tandem_status RunHopperBackward(const Problem& problem, void* workspace, const Context& context) {
+  return OnDevice(context, "launching the backward pass", [&](cudaStream_t stream) {
+    return LaunchBackward(problem, workspace, hopper::LaunchGradientProducts, stream);
+  });
+}
+
 constexpr const char* kRequirement = "a GPU of compute capability 8.0 or newer";
 
 constexpr const char* kHopperRequirement = "a GPU of compute capability 9.0";
@@ -298,6 +311,10 @@ constexpr core::KernelRecord kKernels[] = {
      WorkspaceSize, RunForward<DType::kF16>},
     {"efficient_cuda.sm80.f32", kFeatureSm80, kRequirement, DeclineForward<DType::kF32>,
      WorkspaceSize, RunForward<DType::kF32>},
+    {"efficient_cuda_backward.sm90.bf16", kFeatureSm90, kHopperRequirement,
+     DeclineHopperGradients<DType::kBF16>, BackwardWorkspaceSize, RunHopperBackward},
+    {"efficient_cuda_backward.sm90.f16", kFeatureSm90, kHopperRequirement,
+     DeclineHopperGradients<DType::kF16>, BackwardWorkspaceSize, RunHopperBackward},
     {"efficient_cuda_backward.sm80.bf16", kFeatureSm80, kRequirement,
      DeclineGradients<DType::kBF16>, BackwardWorkspaceSize, RunBackward},
     {"efficient_cuda_backward.sm80.f16", kFeatureSm80, kRequirement, DeclineGradients<DType::kF16>,

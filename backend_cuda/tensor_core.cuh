@@ -99,6 +99,13 @@ __device__ __forceinline__ float MaxKeepNan(float a, float b) {
   return result;
 }
 
+// min that keeps NaN.
+__device__ __forceinline__ float MinKeepNan(float a, float b) {
+  float result;
+  asm("min.NaN.f32 %0, %1, %2;" : "=f"(result) : "f"(a), "f"(b));
+  return result;
+}
+
 // 2^x to 2 ulp; results below 2^-126 are 0.
 __device__ __forceinline__ float Exp2Approximate(float x) {
   float result;

@@ -150,20 +150,28 @@ __device__ __forceinline__ void WaitProducts(float (&d)[64]) {
   ";\n"                                                                                         \
   "}\n"
 // The same with A in shared memory, as B; a: the low half of its descriptor.
-#define TANDEM_MULTIPLY128_SHARED(type, access, keep)                                \
-  asm volatile(                                                                      \
-      "{\n"                                                                          \
-      ".reg .pred keep;\n"                                                           \
-      ".reg .b64 rows, tile;\n"                                                      \
-      "setp.ne.b32 keep, " keep                                                      \
-      ", 0;\n"                                                                       \
-      "mov.b64 rows, {%64, 1073741888};\n"                                           \
-      "mov.b64 tile, {%65, 1073741888};\n"                                           \
-      "wgmma.mma_async.sync.aligned.m64n128k16.f32." type "." type " " TANDEM_LIST64 \
-      ", rows, tile, keep, 1, 1, 0, 0;\n"                                            \
-      "}\n"                                                                          \
-      : TANDEM_F64(access, d)                                                        \
+#define TANDEM_MULTIPLY_SHARED(shape, type, list, outputs, a_operand, b_operand, keep) \
+  asm volatile(                                                                        \
+      "{\n"                                                                            \
+      ".reg .pred keep;\n"                                                             \
+      ".reg .b64 rows, tile;\n"                                                        \
+      "setp.ne.b32 keep, " keep                                                        \
+      ", 0;\n"                                                                         \
+      "mov.b64 rows, {" a_operand                                                      \
+      ", 1073741888};\n"                                                               \
+      "mov.b64 tile, {" b_operand                                                      \
+      ", 1073741888};\n"                                                               \
+      "wgmma.mma_async.sync.aligned." shape ".f32." type "." type " " list             \
+      ", rows, tile, keep, 1, 1, 0, 0;\n"                                              \
+      "}\n"                                                                            \
+      : outputs                                                                        \
       : "r"(a), "r"(tile))
+#define TANDEM_MULTIPLY64_SHARED(type, access, keep)                                            \
+  TANDEM_MULTIPLY_SHARED("m64n64k16", type, TANDEM_LIST32, TANDEM_F32(access, d), "%32", "%33", \
+                         keep)
+#define TANDEM_MULTIPLY128_SHARED(type, access, keep)                                            \
+  TANDEM_MULTIPLY_SHARED("m64n128k16", type, TANDEM_LIST64, TANDEM_F64(access, d), "%64", "%65", \
+                         keep)
 #define TANDEM_MULTIPLY(shape, type, list, outputs, a0, a1, a2, a3, b, keep, transposed) \
   asm volatile(TANDEM_WGMMA(shape, type, list, a0, a1, a2, a3, b, keep, transposed)      \
                : outputs                                                                 \
@@ -196,6 +204,22 @@ __device__ __forceinline__ void AddScores(float (&d)[64], const uint32_t (&a)[4]
     TANDEM_MULTIPLY128("bf16", TANDEM_UPDATED, "1", "0");
   }
 }
+template <DType kMathType>
+__device__ __forceinline__ void BeginScores(float (&d)[32], const uint32_t (&a)[4], uint32_t tile) {
+  if constexpr (kMathType == DType::kF16) {
+    TANDEM_MULTIPLY64("f16", TANDEM_WRITTEN, "0", "0");
+  } else {
+    TANDEM_MULTIPLY64("bf16", TANDEM_WRITTEN, "0", "0");
+  }
+}
+template <DType kMathType>
+__device__ __forceinline__ void AddScores(float (&d)[32], const uint32_t (&a)[4], uint32_t tile) {
+  if constexpr (kMathType == DType::kF16) {
+    TANDEM_MULTIPLY64("f16", TANDEM_UPDATED, "1", "0");
+  } else {
+    TANDEM_MULTIPLY64("bf16", TANDEM_UPDATED, "1", "0");
+  }
+}
 // The same with the rows in shared memory, `a` as KeyTile gives it for them.
 template <DType kMathType>
 __device__ __forceinline__ void BeginScores(float (&d)[64], uint32_t a, uint32_t tile) {
@@ -211,6 +235,22 @@ __device__ __forceinline__ void AddScores(float (&d)[64], uint32_t a, uint32_t t
     TANDEM_MULTIPLY128_SHARED("f16", TANDEM_UPDATED, "1");
   } else {
     TANDEM_MULTIPLY128_SHARED("bf16", TANDEM_UPDATED, "1");
+  }
+}
+template <DType kMathType>
+__device__ __forceinline__ void BeginScores(float (&d)[32], uint32_t a, uint32_t tile) {
+  if constexpr (kMathType == DType::kF16) {
+    TANDEM_MULTIPLY64_SHARED("f16", TANDEM_WRITTEN, "0");
+  } else {
+    TANDEM_MULTIPLY64_SHARED("bf16", TANDEM_WRITTEN, "0");
+  }
+}
+template <DType kMathType>
+__device__ __forceinline__ void AddScores(float (&d)[32], uint32_t a, uint32_t tile) {
+  if constexpr (kMathType == DType::kF16) {
+    TANDEM_MULTIPLY64_SHARED("f16", TANDEM_UPDATED, "1");
+  } else {
+    TANDEM_MULTIPLY64_SHARED("bf16", TANDEM_UPDATED, "1");
   }
 }
 // d += a * tile.
@@ -233,6 +273,8 @@ __device__ __forceinline__ void AddValues(float (&d)[64], const uint32_t (&a)[4]
 
 #undef TANDEM_MULTIPLY128
 #undef TANDEM_MULTIPLY128_SHARED
+#undef TANDEM_MULTIPLY64_SHARED
+#undef TANDEM_MULTIPLY_SHARED
 #undef TANDEM_MULTIPLY64
 #undef TANDEM_MULTIPLY
 #undef TANDEM_WGMMA

@@ -23,6 +23,11 @@ Encoder FindEncoder() {
   return encoder;
 }
 
+CUtensorMapDataType MapType(core::DType dtype) {
+  return dtype == core::DType::kF16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
+                                    : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
+}
+
 // Rows of a tensor, in boxes of `box_rows` rows and 64 columns whose 16-byte chunks are permuted.
 bool MakeMap(const Problem& p, const Array4& array, int64_t dim, int64_t heads, int64_t rows,
              int box_rows, CUtensorMap* map) {
@@ -40,13 +45,30 @@ bool MakeMap(const Problem& p, const Array4& array, int64_t dim, int64_t heads, 
   }
   const cuuint32_t box[4] = {64, static_cast<cuuint32_t>(box_rows), 1, 1};
   const cuuint32_t steps[4] = {1, 1, 1, 1};
-  return encode(map,
-                p.dtype == core::DType::kF16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
-                                             : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
-                4, array.data, extents, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
-                CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+  return encode(map, MapType(p.dtype), 4, array.data, extents, strides, box, steps,
+                CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
                 CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
 }
+
+}  // namespace
+
+bool MakePlaneMap(void* data, core::DType dtype, int64_t rows, int columns, int box_rows,
+                  CUtensorMap* map) {
+  const Encoder encode = FindEncoder();
+  if (encode == nullptr || reinterpret_cast<uintptr_t>(data) % 16 != 0) return false;
+  const cuuint64_t extents[4] = {static_cast<cuuint64_t>(columns), static_cast<cuuint64_t>(rows), 1,
+                                 1};
+  const cuuint64_t strides[3] = {static_cast<cuuint64_t>(columns) * 2, 16, 16};
+  const cuuint32_t box[4] = {64, static_cast<cuuint32_t>(box_rows), 1, 1};
+  const cuuint32_t steps[4] = {1, 1, 1, 1};
+  return encode(map, MapType(dtype), 4, data, extents, strides, box, steps,
+                CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
+}
+
+namespace {
 
 bool HasStrides(const Array4& array) {
   const int64_t strides = array.row_stride | array.head_stride | array.batch_stride;

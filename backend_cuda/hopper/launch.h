@@ -20,6 +20,11 @@ int64_t FlagBytes(const core::Problem& problem);
 // address that is no multiple of 16, a scale that is 0 or far from 1.
 bool MakeParams(const core::Problem& problem, void* flags, Params* params);
 
+// A map of contiguous rows of 16-bit elements, in boxes of `box_rows` rows and 64 columns; false
+// where there is none.
+bool MakePlaneMap(void* data, core::DType dtype, int64_t rows, int columns, int box_rows,
+                  CUtensorMap* map);
+
 // kHeadDim: HeadDimBucket(max(Dqk, Dv)).
 template <core::DType kDType, int kHeadDim>
 cudaError_t LaunchForward(const Params& params, cudaStream_t stream);

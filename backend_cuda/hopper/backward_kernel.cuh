@@ -1,0 +1,495 @@
+// The backward kernel of sm_90a, written once for both sides as the portable one
+// (backward_kernel.cuh), over the same planes: two warpgroups keep 64 rows each of Q and dO, or of
+// K and V, and walk over the tiles of the other side that see them. With A and B for what is kept
+// and what is walked over,
+//     S = A1 B1^T,  dP = A2 B2^T,  sum1 += dS B1,  sum2 += P B2,
+// all by wgmma; P and dS never leave the registers. Every gradient is summed by one warpgroup in a
+// fixed order. The two take turns to start products, so that one evaluates while the other
+// multiplies.
+#ifndef TANDEM_BACKEND_CUDA_HOPPER_BACKWARD_KERNEL_CUH_
+#define TANDEM_BACKEND_CUDA_HOPPER_BACKWARD_KERNEL_CUH_
+
+#include "backend_cuda/hopper/backward_loading.cuh"
+#include "core/gradient.h"
+
+namespace tandem::cuda::hopper {
+
+// Registers of either side. This lane has rows 16 w + g and 16 w + g + 8 of the warpgroup's, r = 0
+// and 1; element 4 t + 2 r + e of scores is row r, row 8 t + 2 c + e of the step.
+template <DType kDType, int kHeadDim, GradientSide kSide>
+class GradientWarpgroup {
+ public:
+  using State = GradientState<kHeadDim, kSide>;
+  static constexpr BackwardPolicy kPolicy = State::kPolicy;
+  static constexpr bool kKeepsKeys = State::kKeepsKeys;
+
+  __device__ GradientWarpgroup(const GradientParams& params, uint32_t shared, State& state,
+                               int warpgroup)
+      : base_(params.base),
+        problem_(params.base.problem),
+        shared_(shared),
+        state_(state),
+        block_(state.block),
+        warpgroup_(warpgroup),
+        lane_(static_cast<int>(threadIdx.x) % kWarpSize),
+        first_lane_row_(64 * warpgroup +
+                        16 * (static_cast<int>(threadIdx.x) % kWarpgroupThreads / kWarpSize) +
+                        static_cast<int>(threadIdx.x) % kWarpSize / 4) {}
+
+  __device__ void Run() {
+#pragma unroll
+    for (int i = 0; i < kHeadDim / 2; ++i) first_sum_[i] = 0.0f;
+    if constexpr (kKeepsKeys) {
+#pragma unroll
+      for (int i = 0; i < kHeadDim / 2; ++i) second_sum_[i] = 0.0f;
+    }
+    Wait(SharedAddress(&state_.kept_full), 0);
+    if constexpr (!kKeepsKeys) {
+      LoadFragments(first_kept_, shared_);
+      LoadFragments(second_kept_, shared_ + kPolicy.kept_bytes);
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        const RowStatistics statistics =
+            base_.statistics[QueryPlaneRow(base_, block_.sequence, block_.head) + block_.first_row +
+                             first_lane_row_ + 8 * r];
+        lse_[r] = statistics.lse;
+        offset_[r] = statistics.offset;
+      }
+    }
+    const StepTile tile = WaitForTile(0);
+    if (!tile.IsEnd()) VisitTiles(tile);
+    WriteGradients();
+  }
+
+ private:
+  static constexpr int kStages = kPolicy.stages;
+  static constexpr int kTiles = kStepRows / 8;
+
+  // ---- the loop ----
+
+  __device__ __forceinline__ void VisitTiles(StepTile tile) {
+    StartScores();
+    StartValueProducts();
+    WaitProducts<0>(scores_);
+    Pin(value_products_);
+    if (warpgroup_ == 1) GiveTurn();
+    StepTile next = WaitForTile(1);
+    LoadStatistics(state_.lse[0], lse_);
+    while (!next.IsEnd()) {
+      Evaluate(tile);
+      TakeTurn();
+      StartSums();
+      // P's registers are wanted.
+      if constexpr (kKeepsKeys) WaitProducts<1>(second_sum_);
+      ++steps_;
+      StartScores();
+      StartValueProducts();
+      GiveTurn();
+      WaitProducts<2>(first_sum_);
+      Release(steps_ - 1);
+      tile = next;
+      next = WaitForTile(steps_ + 1);
+      LoadStatistics(state_.lse[Stage()], lse_);
+      WaitProducts<1>(scores_);
+    }
+    Evaluate(tile);
+    TakeTurn();
+    StartSums();
+    GiveTurn();
+    WaitProducts<0>(first_sum_);
+    if constexpr (kKeepsKeys) Pin(second_sum_);
+  }
+
+  // The last turn that is given is left unused.
+  __device__ __forceinline__ void TakeTurn() const { SyncThreads(1 + warpgroup_, kBothThreads); }
+  __device__ __forceinline__ void GiveTurn() const {
+    ArriveThreads(1 + (warpgroup_ ^ 1), kBothThreads);
+  }
+  static constexpr int kBothThreads = 2 * kWarpgroupThreads;
+
+  // Known to the compiler to be the same for all lanes.
+  __device__ __forceinline__ StepTile WaitForTile(uint32_t step) const {
+    const uint32_t stage = step % kStages;
+    Wait(SharedAddress(&state_.full[stage]), step / kStages & 1);
+    const StepTile tile = state_.tiles[stage];
+    return {__shfl_sync(~0u, tile.word, 0), tile.head};
+  }
+  __device__ __forceinline__ void Release(uint32_t step) const {
+    __syncwarp();
+    if (lane_ == 0) Arrive(SharedAddress(&state_.empty[step % kStages]));
+  }
+  __device__ __forceinline__ uint32_t Stage() const {
+    return __shfl_sync(~0u, steps_, 0) % kStages;
+  }
+
+  // ---- products ----
+
+  __device__ __forceinline__ void LoadFragments(uint32_t (&fragments)[kHeadDim / 16][4],
+                                                uint32_t tile) const {
+    const int row = first_lane_row_ - lane_ / 4 + (lane_ & 15);
+#pragma unroll
+    for (int step = 0; step < kHeadDim / 16; ++step) {
+      const int chunk = step % 4 * 2 + (lane_ >> 4);
+      LoadMatrices(fragments[step],
+                   tile + step / 4 * (kKeptRows * 128) + row * 128 + ((chunk ^ (row & 7)) << 4));
+    }
+  }
+
+  __device__ __forceinline__ uint32_t StepAddress() const {
+    return shared_ + 2 * kPolicy.kept_bytes + Stage() * (2 * kPolicy.step_bytes);
+  }
+  __device__ __forceinline__ void StartScores() {
+    StartProduct(scores_, first_kept_, shared_, StepAddress());
+  }
+  __device__ __forceinline__ void StartValueProducts() {
+    StartProduct(value_products_, second_kept_, shared_ + kPolicy.kept_bytes,
+                 StepAddress() + kPolicy.step_bytes);
+  }
+
+  // A of the queries is in registers, A of the keys in shared memory: their sums leave no room.
+  struct NoFragments {};
+  using Fragments =
+      std::conditional_t<kKeepsKeys, NoFragments, uint32_t[kKeepsKeys ? 1 : kHeadDim / 16][4]>;
+
+  __device__ __forceinline__ void StartProduct(float (&product)[kStepRows / 2],
+                                               const Fragments& fragments, uint32_t kept,
+                                               uint32_t step) {
+    const uint32_t b = KeyTile(step);
+    FenceProducts();
+    if constexpr (kKeepsKeys) {
+      const uint32_t a = KeyTile(kept + warpgroup_ * (64 * 128));
+      BeginScores<kDType>(product, a, b);
+#pragma unroll
+      for (int k = 1; k < kHeadDim / 16; ++k) {
+        AddScores<kDType>(product, a + k / 4 * (kKeptRows * 128 >> 4) + k % 4 * 2,
+                          b + k / 4 * (kStepRows * 128 >> 4) + k % 4 * 2);
+      }
+    } else {
+      BeginScores<kDType>(product, fragments[0], b);
+#pragma unroll
+      for (int k = 1; k < kHeadDim / 16; ++k) {
+        AddScores<kDType>(product, fragments[k], b + k / 4 * (kStepRows * 128 >> 4) + k % 4 * 2);
+      }
+    }
+    CommitProducts();
+  }
+
+  __device__ __forceinline__ void StartSums() {
+    const uint32_t first = ValueTile(StepAddress(), kStepRows);
+    if constexpr (kKeepsKeys) {
+      Pin(second_sum_);
+      FenceProducts();
+#pragma unroll
+      for (int k = 0; k < kStepRows / 16; ++k) {
+        AddValues<kDType>(second_sum_, probabilities_[k],
+                          first + (kPolicy.step_bytes >> 4) + k * (16 * 128 >> 4));
+      }
+      CommitProducts();
+    }
+    Pin(first_sum_);
+    FenceProducts();
+#pragma unroll
+    for (int k = 0; k < kStepRows / 16; ++k) {
+      AddValues<kDType>(first_sum_, gradients_[k], first + k * (16 * 128 >> 4));
+    }
+    CommitProducts();
+  }
+
+  // ---- pairs ----
+
+  // Scores to P, and products with values, when they are there, to dS.
+  __device__ __forceinline__ void Evaluate(const StepTile& tile) {
+    const uint32_t stage = Stage();
+    uint32_t bits = ~0u;
+    if (tile.IsHidden()) bits = LoadBits(stage);
+    if (tile.IsFlagged()) PatchScores(tile);
+    if (tile.IsHidden()) {
+      Probabilities<true>(bits);
+    } else {
+      Probabilities<false>(bits);
+    }
+    LoadStatistics(state_.offset[stage], offset_);
+    WaitProducts<0>(value_products_);
+    if (tile.IsFlagged()) PatchValueProducts(tile);
+    if (tile.IsHidden()) {
+      Gradients<true>(bits);
+    } else {
+      Gradients<false>(bits);
+    }
+  }
+
+  // Bit 16 r + 2 t + e: the pair is visible.
+  __device__ __forceinline__ uint32_t LoadBits(uint32_t stage) const {
+    const uint16_t* const words =
+        reinterpret_cast<const uint16_t*>(&state_.words[stage][first_lane_row_]) + (lane_ & 3);
+    return words[0] | uint32_t{words[8 * 4]} << 16;
+  }
+
+  // Of the lane's rows of the step, or of those it keeps.
+  using Statistics = float[kKeepsKeys ? kStepRows / 4 : 2];
+  __device__ __forceinline__ void LoadStatistics(
+      const float (&of_stage)[kKeepsKeys ? kStepRows : 4], Statistics& statistics) const {
+    if constexpr (kKeepsKeys) {
+#pragma unroll
+      for (int n = 0; n < kStepRows / 4; n += 4) {
+        LoadShared(SharedAddress(&of_stage[4 * (n + (lane_ & 3))]), &statistics[n]);
+      }
+    }
+  }
+  static __device__ __forceinline__ void LoadShared(uint32_t address, float* x) {
+    asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
+                 : "=f"(x[0]), "=f"(x[1]), "=f"(x[2]), "=f"(x[3])
+                 : "r"(address));
+  }
+  // Element 4 t + i of scores.
+  static __device__ __forceinline__ float Of(const Statistics& statistics, int t, int i) {
+    return statistics[kKeepsKeys ? 2 * t + i % 2 : i / 2];
+  }
+
+  template <bool kHidden>
+  __device__ __forceinline__ void Probabilities(uint32_t bits) {
+#pragma unroll
+    for (int t = 0; t < kTiles; ++t) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const float lse = Of(lse_, t, i);
+        float& score = scores_[4 * t + i];
+        float x = MinKeepNan(fmaf(score, base_.unit, -lse), 0.0f);
+        if (kHidden) {
+          x = (bits & 1u << (16 * (i / 2) + 2 * t + i % 2)) != 0 ? x : core::NegativeInfinity();
+        }
+        score = Exp2Approximate(x);
+      }
+    }
+    if constexpr (kKeepsKeys) Pack(scores_, probabilities_);
+  }
+
+  template <bool kHidden>
+  __device__ __forceinline__ void Gradients(uint32_t bits) {
+#pragma unroll
+    for (int t = 0; t < kTiles; ++t) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const float offset = Of(offset_, t, i);
+        float& product = value_products_[4 * t + i];
+        product = core::ScoreGradient(scores_[4 * t + i], product, offset);
+        if (kHidden) {
+          product = (bits & 1u << (16 * (i / 2) + 2 * t + i % 2)) != 0 ? product : 0.0f;
+        }
+      }
+    }
+    Pack(value_products_, gradients_);
+  }
+
+  // An accumulator of 64 x 64 is A of the next product.
+  static __device__ __forceinline__ void Pack(const float (&x)[kStepRows / 2],
+                                              uint32_t (&packed)[kStepRows / 16][4]) {
+#pragma unroll
+    for (int i = 0; i < kStepRows / 4; ++i) {
+      packed[i / 4][i % 4] = PackPair<kDType>(x[2 * i], x[2 * i + 1]);
+    }
+  }
+
+  // ---- elements that the products cannot serve, as PatchPair of backward_terms.cuh ----
+
+  static __device__ __forceinline__ float NaN() { return core::BitsToFloat(0x7fffffffu); }
+
+  __device__ __forceinline__ int64_t KvHead(const StepTile& tile) const {
+    return kKeepsKeys ? block_.head : tile.head / problem_.group;
+  }
+  // The flags of keys: of this lane's rows that are kept in bits 8 r of the result, or of the
+  // step's keys from this lane's first on.
+  __device__ __forceinline__ uint64_t KeyFlags(const uint64_t* flags, const StepTile& tile) const {
+    const Sequence& s = block_.sequence;
+    const int64_t key = kKeepsKeys ? block_.first_row + 64 * warpgroup_ : tile.FirstRow();
+    const uint64_t word = flags[KeyFlagWord(base_, s, KvHead(tile), key)];
+    return word >> (kKeepsKeys ? first_lane_row_ % 64 : 2 * (lane_ & 3));
+  }
+  static __device__ __forceinline__ bool IsKeyFlagged(uint64_t flags, int index) {
+    const int bit = kKeepsKeys ? 8 * (index / 2 % 2) : 8 * (index / 4) + index % 2;
+    return (flags >> bit & 1) != 0;
+  }
+
+  __device__ __forceinline__ void PatchScores(const StepTile& tile) {
+    const uint64_t key_flags = KeyFlags(base_.keys.first_flags, tile);
+    const Sequence& s = block_.sequence;
+    const int64_t query = kKeepsKeys ? tile.FirstRow() : block_.first_row + 64 * warpgroup_;
+    const uint64_t query_flags =
+        base_.queries.first_flags[QueryFlagWord(base_, s, tile.head, query)];
+    const float* const lse = base_.lse + QueryPlaneRow(base_, s, tile.head) + query;
+#pragma unroll
+    for (int i = 0; i < kStepRows / 2; ++i) {
+      if (IsKeyFlagged(key_flags, i)) scores_[i] = NaN();
+      const int row = kKeepsKeys ? 8 * (i / 4) + 2 * (lane_ & 3) + i % 2
+                                 : first_lane_row_ % 64 + 8 * (i / 2 % 2);
+      // An LSE too large for base 2 stands as 0: next to it only scores as large count.
+      if ((query_flags >> row & 1) != 0 && core::IsFinite(lse[row]) && !core::IsNan(scores_[i])) {
+        const bool is_below = scores_[i] * problem_.scale < lse[row];
+        scores_[i] =
+            core::BitsToFloat(is_below != (problem_.scale < 0.0f) ? 0xff800000u : 0x7f800000u);
+      }
+    }
+  }
+
+  __device__ __forceinline__ void PatchValueProducts(const StepTile& tile) {
+    const uint64_t flags = KeyFlags(base_.keys.second_flags, tile);
+#pragma unroll
+    for (int i = 0; i < kStepRows / 2; ++i) {
+      if (IsKeyFlagged(flags, i)) value_products_[i] = NaN();
+    }
+  }
+
+  // ---- results ----
+
+  __device__ __forceinline__ void WriteGradients() {
+    if constexpr (kKeepsKeys) {
+      Write(problem_.dk, problem_.qk_dim, problem_.scale, first_sum_);
+      Write(problem_.dv, problem_.v_dim, 1.0f, second_sum_);
+    } else {
+      Write(problem_.dq, problem_.qk_dim, problem_.scale, first_sum_);
+    }
+  }
+
+  // + 0 turns -0 into +0.
+  __device__ __forceinline__ void Write(const core::Array4& gradient, int64_t dim, float factor,
+                                        const float (&sum)[kHeadDim / 2]) const {
+    if (gradient.data == nullptr) return;
+    const Sequence& s = block_.sequence;
+    const int64_t rows = kKeepsKeys ? s.kv_rows : s.q_rows;
+    const int64_t row = block_.first_row + first_lane_row_;
+    const int64_t offset = kKeepsKeys ? core::KeyOffset(gradient, s, block_.head, row)
+                                      : core::QueryOffset(gradient, s, block_.head, row);
+    uint16_t* const to = static_cast<uint16_t*>(gradient.data) + offset;
+    const bool has_chunks = gradient.dtype != DType::kF32 && gradient.column_stride == 1 &&
+                            dim % 8 == 0 && gradient.row_stride % 8 == 0 &&
+                            __all_sync(~0u, reinterpret_cast<uintptr_t>(to) % 16 == 0);
+    if (has_chunks) {
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+#pragma unroll
+        for (int t = 0; t < kHeadDim / 8; t += 4) {
+          uint32_t x[4];
+#pragma unroll
+          for (int n = 0; n < 4; ++n) {
+            const int i = 4 * (t + n) + 2 * r;
+            x[n] = PackPair<kDType>(sum[i] * factor + 0.0f, sum[i + 1] * factor + 0.0f);
+          }
+          TransposeInQuad(x);
+          const int column = 8 * (t + (lane_ & 3));
+          if (row + 8 * r < rows && column < dim) {
+            *reinterpret_cast<uint4*>(to + 8 * r * gradient.row_stride + column) =
+                make_uint4(x[0], x[1], x[2], x[3]);
+          }
+        }
+      }
+      return;
+    }
+#pragma unroll
+    for (int i = 0; i < kHeadDim / 2; ++i) {
+      const int r = i / 2 % 2;
+      const int column = 8 * (i / 4) + 2 * (lane_ & 3) + i % 2;
+      if (row + 8 * r < rows && column < dim) {
+        StoreElement(gradient.data, gradient.dtype,
+                     offset + 8 * r * gradient.row_stride + column * gradient.column_stride,
+                     sum[i] * factor + 0.0f);
+      }
+    }
+  }
+
+  // Lane c of a quad gets word c of each lane.
+  __device__ __forceinline__ void TransposeInQuad(uint32_t (&x)[4]) const {
+    const bool is_odd = (lane_ & 1) != 0;
+    const bool is_high = (lane_ & 2) != 0;
+    Exchange(is_odd, 1, x[0], x[1]);
+    Exchange(is_odd, 1, x[2], x[3]);
+    Exchange(is_high, 2, x[0], x[2]);
+    Exchange(is_high, 2, x[1], x[3]);
+  }
+  // The lane without the bit keeps `low` and gives `high` for the other's `low`.
+  static __device__ __forceinline__ void Exchange(bool has_bit, int bit, uint32_t& low,
+                                                  uint32_t& high) {
+    const uint32_t got = __shfl_xor_sync(~0u, has_bit ? low : high, bit);
+    low = has_bit ? got : low;
+    high = has_bit ? high : got;
+  }
+
+  const BackwardParams& base_;
+  const Problem& problem_;
+  const uint32_t shared_;  // address of the tiles
+  State& state_;
+  const KeptBlock& block_;
+  const int warpgroup_;
+  const int lane_;
+  const int first_lane_row_;  // of the block's
+  uint32_t steps_ = 0;        // that this warpgroup has done with
+
+  Fragments first_kept_;
+  Fragments second_kept_;
+  Statistics lse_;
+  Statistics offset_;
+  float scores_[kStepRows / 2];
+  float value_products_[kStepRows / 2];
+  uint32_t probabilities_[kStepRows / 16][4];
+  uint32_t gradients_[kStepRows / 16][4];
+  float first_sum_[kHeadDim / 2];                    // dQ or dK
+  float second_sum_[kKeepsKeys ? kHeadDim / 2 : 1];  // dV
+};
+
+template <DType kDType, int kHeadDim, GradientSide kSide>
+__global__ void __launch_bounds__(MakeBackwardPolicy(kHeadDim).threads, 1)
+    HopperGradientKernel(const __grid_constant__ GradientParams params) {
+  using State = GradientState<kHeadDim, kSide>;
+  constexpr BackwardPolicy kPolicy = State::kPolicy;
+  constexpr bool kKeepsKeys = kSide == GradientSide::kKeys;
+  extern __shared__ __align__(1024) char shared[];
+  const uint32_t address = SharedAddress(shared);
+  State& state = *reinterpret_cast<State*>(shared + State::kOffset);
+  // As the portable kernel: heads in sections whose rows stay in the L2 cache, the longest blocks
+  // first in each.
+  const Problem& p = params.base.problem;
+  const auto blocks = static_cast<uint32_t>(params.base.blocks);
+  const auto section = static_cast<uint32_t>(params.base.section_heads);
+  const auto heads = static_cast<uint32_t>(kKeepsKeys ? p.kv_heads : p.q_heads);
+  const uint32_t first_head = blockIdx.x / (section * blocks) * section;
+  const uint32_t rest = blockIdx.x - first_head * blocks;
+  const uint32_t heads_here =
+      core::Min(section, static_cast<uint32_t>(p.batch) * heads - first_head);
+  const uint32_t turn = rest / heads_here;
+  const uint32_t head = first_head + rest % heads_here;
+  // In shared memory, since the loop has no registers for it.
+  KeptBlock block;
+  int32_t status = 0;
+  block.sequence = core::ResolveSequence(p, head / heads, &status);
+  block.head = head % heads;
+  block.first_row = int64_t{kKeepsKeys ? turn : blocks - 1 - turn} * kKeptRows;
+  // The second of the two launches fills the multiprocessors that the first one leaves. They have
+  // nothing in common, but what follows waits for the second alone.
+  AllowDependentLaunch();
+  if (block.first_row >= (kKeepsKeys ? block.sequence.kv_rows : block.sequence.q_rows)) {
+    if (blockIdx.x == 0) WaitForEarlierLaunch();
+    return;
+  }
+  if (threadIdx.x == 0) {
+    for (int stage = 0; stage < kPolicy.stages; ++stage) {
+      InitBarrier(SharedAddress(&state.full[stage]), kFullArrivals);
+      InitBarrier(SharedAddress(&state.empty[stage]), kEmptyArrivals);
+    }
+    InitBarrier(SharedAddress(&state.kept_full), 1);
+    PublishBarriers();
+    state.block = block;
+  }
+  __syncthreads();
+  const int warpgroup = __shfl_sync(~0u, static_cast<int>(threadIdx.x) / kWarpgroupThreads, 0);
+  if (warpgroup == 0) {
+    GiveRegisters<kPolicy.loading_registers>();
+    GradientLoader<kHeadDim, kSide>(params, address, state).Run();
+    if (blockIdx.x == 0) WaitForEarlierLaunch();
+  } else {
+    TakeRegisters<kPolicy.registers>();
+    GradientWarpgroup<kDType, kHeadDim, kSide>(params, address, state, warpgroup - 1).Run();
+  }
+}
+
+}  // namespace tandem::cuda::hopper
+
+#endif  // TANDEM_BACKEND_CUDA_HOPPER_BACKWARD_KERNEL_CUH_

@@ -1,0 +1,88 @@
+#include "backend_cuda/hopper/backward_launch.h"
+
+#include "backend_cuda/backward.h"
+#include "backend_cuda/hopper/launch.h"
+#include "backend_cuda/tile_choice.h"
+
+namespace tandem::cuda::hopper {
+namespace {
+
+using core::DType;
+using core::Format;
+using core::Problem;
+
+bool MakeMaps(const GradientPlanes& planes, DType dtype, int64_t heads, int head_dim,
+              PlaneMaps* maps) {
+  const int64_t rows = core::Max<int64_t>(heads * planes.rows, 1);
+  return MakePlaneMap(planes.first, dtype, rows, head_dim, kStepRows, &maps->first) &&
+         MakePlaneMap(planes.second, dtype, rows, head_dim, kStepRows, &maps->second);
+}
+
+template <DType kDType, int kHeadDim>
+cudaError_t LaunchBothSides(GradientParams params, cudaStream_t stream) {
+  const Problem& p = params.base.problem;
+  cudaError_t error = cudaSuccess;
+  params.is_dependent = 0;
+  if ((p.dk.data != nullptr || p.dv.data != nullptr) && p.batch * p.kv_heads * p.kv_rows > 0) {
+    error = LaunchGradients<kDType, kHeadDim>(params, GradientSide::kKeys, stream);
+    params.is_dependent = 1;
+  }
+  if (error == cudaSuccess && p.dq.data != nullptr) {
+    error = LaunchGradients<kDType, kHeadDim>(params, GradientSide::kQueries, stream);
+  }
+  return error;
+}
+
+template <DType kDType>
+cudaError_t LaunchType(const GradientParams& params, int head_dim, cudaStream_t stream) {
+  return head_dim == 64 ? LaunchBothSides<kDType, 64>(params, stream)
+                        : LaunchBothSides<kDType, 128>(params, stream);
+}
+
+}  // namespace
+
+bool DeclinesGradients(const Problem& p, core::Text* reason) {
+  if (p.qk_dim > kMostHeadDim || p.v_dim > kMostHeadDim) {
+    Format(reason, "it serves head dimensions up to %d, and these are %lld (q, k) and %lld (v)",
+           kMostHeadDim, static_cast<long long>(p.qk_dim), static_cast<long long>(p.v_dim));
+  } else if (GradientMath(p) != p.dtype) {
+    Format(reason, "it serves dout of q's type, and it is %s", core::DTypeName(p.dout.dtype));
+  } else if (p.bias.data != nullptr || p.alibi_slopes != nullptr || p.softcap > 0.0f ||
+             p.dropout.enabled != 0) {
+    Format(reason, "it serves no %s",
+           p.bias.data != nullptr      ? "bias"
+           : p.alibi_slopes != nullptr ? "ALiBi"
+           : p.softcap > 0.0f          ? "softcap"
+                                       : "dropout");
+  } else if (!core::SeesIntervals(p.mask) || p.sources.block_sparse_count != 0) {
+    Format(reason,
+           "beside lengths and dense masks it serves bands, with a prefix only where they have no "
+           "left edge");
+  } else if (p.sources.dense_count + (p.mask.dense.words != nullptr) != 0 &&
+             p.kv_offset % 64 != 0) {
+    Format(reason, "with a dense mask it serves kv_offset that is a multiple of 64, not %lld",
+           static_cast<long long>(p.kv_offset));
+  } else {
+    return false;
+  }
+  return true;
+}
+
+cudaError_t LaunchGradientProducts(const BackwardParams& base, cudaStream_t stream) {
+  const Problem& p = base.problem;
+  const int head_dim = GradientHeadDim(core::Max(p.qk_dim, p.v_dim));
+  const int64_t batch = core::IsPacked(p) ? 1 : p.batch;
+  const int64_t most_rows =
+      core::Max(batch * p.q_heads * base.queries.rows, batch * p.kv_heads * base.keys.rows);
+  GradientParams params;
+  if (base.is_plain == 0 || most_rows > INT32_MAX ||
+      !MakeMaps(base.queries, p.dtype, batch * p.q_heads, head_dim, &params.queries) ||
+      !MakeMaps(base.keys, p.dtype, batch * p.kv_heads, head_dim, &params.keys)) {
+    return LaunchPortableProducts(base, stream);
+  }
+  params.base = base;
+  return p.dtype == DType::kF16 ? LaunchType<DType::kF16>(params, head_dim, stream)
+                                : LaunchType<DType::kBF16>(params, head_dim, stream);
+}
+
+}  // namespace tandem::cuda::hopper

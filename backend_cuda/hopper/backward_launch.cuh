@@ -1,0 +1,52 @@
+// The launcher of the backward kernels of one type and head dimension; hopper/instantiations/ has a
+// file for each.
+#ifndef TANDEM_BACKEND_CUDA_HOPPER_BACKWARD_LAUNCH_CUH_
+#define TANDEM_BACKEND_CUDA_HOPPER_BACKWARD_LAUNCH_CUH_
+
+#include "backend_cuda/hopper/backward_kernel.cuh"
+#include "backend_cuda/hopper/backward_launch.h"
+#include "backend_cuda/launch.h"
+#include "backend_cuda/tile_choice.h"
+
+namespace tandem::cuda::hopper {
+
+template <core::DType kDType, int kHeadDim, GradientSide kSide>
+cudaError_t LaunchSide(GradientParams& params, cudaStream_t stream) {
+  const core::Problem& p = params.base.problem;
+  constexpr bool kKeepsKeys = kSide == GradientSide::kKeys;
+  const int64_t heads = p.batch * (kKeepsKeys ? p.kv_heads : p.q_heads);
+  params.base.blocks = core::CeilDiv<int64_t>(kKeepsKeys ? p.kv_rows : p.q_rows, kKeptRows);
+  const int64_t items = params.base.blocks * heads;
+  if (items == 0) return cudaSuccess;
+  if (items > INT32_MAX) return cudaErrorInvalidConfiguration;
+  const int64_t head_bytes = (kKeepsKeys ? p.group * p.q_rows : p.kv_rows) * 4 * kHeadDim;
+  params.base.section_heads = SectionHeads(p, heads, head_bytes, 1);
+  const auto kernel = reinterpret_cast<const void*>(&HopperGradientKernel<kDType, kHeadDim, kSide>);
+  constexpr int kBytes = kGradientSharedBytes<kHeadDim, kSide>;
+  const cudaError_t error =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
+  if (error != cudaSuccess) return error;
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(static_cast<unsigned>(items));
+  config.blockDim = dim3(MakeBackwardPolicy(kHeadDim).threads);
+  config.dynamicSmemBytes = kBytes;
+  config.stream = stream;
+  config.attrs = &attribute;
+  config.numAttrs = params.is_dependent != 0 ? 1 : 0;
+  void* arguments[] = {&params};
+  return cudaLaunchKernelExC(&config, kernel, arguments);
+}
+
+template <core::DType kDType, int kHeadDim>
+cudaError_t LaunchGradients(GradientParams params, GradientSide side, cudaStream_t stream) {
+  return side == GradientSide::kKeys
+             ? LaunchSide<kDType, kHeadDim, GradientSide::kKeys>(params, stream)
+             : LaunchSide<kDType, kHeadDim, GradientSide::kQueries>(params, stream);
+}
+
+}  // namespace tandem::cuda::hopper
+
+#endif  // TANDEM_BACKEND_CUDA_HOPPER_BACKWARD_LAUNCH_CUH_

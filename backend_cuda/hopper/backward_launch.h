@@ -1,0 +1,26 @@
+// What backward.cpp and the plugin call of the sm_90a kernels.
+#ifndef TANDEM_BACKEND_CUDA_HOPPER_BACKWARD_LAUNCH_H_
+#define TANDEM_BACKEND_CUDA_HOPPER_BACKWARD_LAUNCH_H_
+
+#include <cuda_runtime_api.h>
+
+#include "backend_cuda/hopper/backward_params.h"
+#include "core/text.h"
+
+namespace tandem::cuda::hopper {
+
+// Whether these kernels serve a backward pass that the portable ones serve, with the reason as a
+// sentence where they do not. Looks at shapes and terms alone.
+bool DeclinesGradients(const core::Problem& problem, core::Text* reason);
+
+// dQ, dK and dV of prepared planes, by LaunchPortableProducts where the scale, which no plan knows,
+// is 0 or far from 1.
+cudaError_t LaunchGradientProducts(const BackwardParams& params, cudaStream_t stream);
+
+// dQ, or dK and dV. kHeadDim: HeadDimBucket(max(Dqk, Dv)).
+template <core::DType kDType, int kHeadDim>
+cudaError_t LaunchGradients(GradientParams params, GradientSide side, cudaStream_t stream);
+
+}  // namespace tandem::cuda::hopper
+
+#endif  // TANDEM_BACKEND_CUDA_HOPPER_BACKWARD_LAUNCH_H_

@@ -1,0 +1,53 @@
+// The backward kernels of sm_90a: their tiles, and what they receive.
+#ifndef TANDEM_BACKEND_CUDA_HOPPER_BACKWARD_PARAMS_H_
+#define TANDEM_BACKEND_CUDA_HOPPER_BACKWARD_PARAMS_H_
+
+#include "backend_cuda/backward_params.h"
+#include "backend_cuda/hopper/params.h"
+
+namespace tandem::cuda::hopper {
+
+// Rows that a block keeps, 64 to each of its two warpgroups, and rows of the other side that it
+// takes in a step.
+inline constexpr int kKeptRows = 128;
+inline constexpr int kStepRows = 64;
+static_assert(kPlaneRows % kKeptRows == 0, "tiles would not be whole");
+
+// The tiles of a head dimension. One warpgroup more finds out which there are and loads them.
+struct BackwardPolicy {
+  int stages;  // steps in shared memory
+  int threads;
+  int registers;          // of a thread of a warpgroup with rows
+  int loading_registers;  // of a thread of the other
+  int kept_bytes;         // of one of the two tensors
+  int step_bytes;
+};
+
+constexpr BackwardPolicy MakeBackwardPolicy(int head_dim) {
+  BackwardPolicy policy = {};
+  policy.stages = 4;
+  policy.threads = 3 * kWarpgroupThreads;
+  policy.registers = head_dim <= 64 ? 208 : 240;
+  policy.loading_registers = head_dim <= 64 ? 88 : 24;
+  policy.kept_bytes = kKeptRows * head_dim * 2;
+  policy.step_bytes = kStepRows * head_dim * 2;
+  return policy;
+}
+
+// Planes as boxes of 64 rows and 64 columns.
+struct PlaneMaps {
+  CUtensorMap first;   // of Q or K
+  CUtensorMap second;  // of dO or V
+};
+
+struct GradientParams {
+  PlaneMaps queries;
+  PlaneMaps keys;
+  BackwardParams base;
+  int32_t is_dependent;  // the launch may begin while that of the other side runs
+};
+static_assert(sizeof(GradientParams) <= 4096, "GradientParams no longer fits kernel parameters");
+
+}  // namespace tandem::cuda::hopper
+
+#endif  // TANDEM_BACKEND_CUDA_HOPPER_BACKWARD_PARAMS_H_

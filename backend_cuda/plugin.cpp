@@ -260,7 +260,15 @@ cudaError_t LaunchHopper(const ForwardParams& shorts, const hopper::Params& para
                          cudaStream_t stream) {
   const cudaError_t error = LaunchShort<kDType, kHeadDim>(shorts, stream);
   if (error != cudaSuccess || !MayBeLong(shorts.problem)) return error;
-  return hopper::LaunchForward<kDType, hopper::HeadDimBucket(kHeadDim)>(params, stream);
+  constexpr int kBucket = hopper::HeadDimBucket(kHeadDim);
+  if (shorts.problem.bias.data != nullptr) {
+    return hopper::LaunchBias<kDType, kBucket>(params, stream);
+  }
+  if (shorts.problem.alibi_slopes != nullptr) {
+    return hopper::LaunchAlibi<kDType, kBucket>(params, stream);
+  }
+  return params.has_words != 0 ? hopper::LaunchWords<kDType, kBucket>(params, stream)
+                               : hopper::LaunchForward<kDType, kBucket>(params, stream);
 }
 
 template <DType kDType>

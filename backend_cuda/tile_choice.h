@@ -17,12 +17,15 @@ inline int64_t SectionHeads(const core::Problem& p, int64_t heads, int64_t head_
   return core::Clamp<int64_t>(kSectionBytes / core::Max<int64_t>(head_bytes, 1) * group, 1, heads);
 }
 
-// Whether scores are products by an ordinary scale, and nothing but a bias comes on top: a scale
-// that neither overflows nor vanishes in the exponential.
-inline bool HasOrdinaryScores(const core::Problem& p) {
+// Whether the scale neither overflows nor vanishes in the exponential.
+inline bool HasOrdinaryScale(const core::Problem& p) {
   const float magnitude = p.scale < 0.0f ? -p.scale : p.scale;
+  return magnitude > 1e-30f && magnitude < 1e30f;
+}
+// Whether scores are products by such a scale, and nothing but a bias comes on top.
+inline bool HasOrdinaryScores(const core::Problem& p) {
   return p.alibi_slopes == nullptr && p.softcap <= 0.0f && p.dropout.enabled == 0 &&
-         magnitude > 1e-30f && magnitude < 1e30f;
+         HasOrdinaryScale(p);
 }
 
 }  // namespace tandem::cuda

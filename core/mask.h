@@ -180,23 +180,24 @@ TANDEM_HD int64_t BandPrefix(const BandTerm& band, const Sequence& s) {
   return band.prefix == nullptr ? 0 : band.prefix[s.batch * band.prefix_stride];
 }
 
-// Whether the terms that are not dense leave every row one interval of keys, whose ends do not fall
-// from a row to the next.
+// Whether a band leaves every row one interval of keys, whose ends do not fall from a row to the
+// next; and whether all terms but the dense ones do.
+TANDEM_HD bool IsInterval(const BandTerm& band) {
+  return band.prefix == nullptr || (band.left < 0 && band.left_per_head.data == nullptr);
+}
 TANDEM_HD bool SeesIntervals(const Mask& mask) {
   bool sees = mask.row_ranges_count + mask.segments_count + mask.block_sparse_count == 0;
-  for (int t = 0; t < mask.band_count; ++t) {
-    const BandTerm& band = mask.bands[t];
-    sees =
-        sees && (band.prefix == nullptr || (band.left < 0 && band.left_per_head.data == nullptr));
-  }
+  for (int t = 0; t < mask.band_count; ++t) sees = sees && IsInterval(mask.bands[t]);
   return sees;
 }
 
-// The local keys that an existing local row sees where SeesIntervals, but for the dense terms.
+// The local keys that lengths and such bands leave an existing local row: where SeesIntervals, all
+// that it sees but for the dense terms.
 TANDEM_HD Interval VisibleKeys(const Mask& mask, const Sequence& s, int64_t head, int64_t local_i) {
   Interval keys = {0, LocalKeys(s)};
   for (int t = 0; t < mask.band_count; ++t) {
     const BandTerm& band = mask.bands[t];
+    if (!IsInterval(band)) continue;
     const Interval allowed = BandInterval(band, s, head, s.q_offset + local_i);
     keys.begin = Max<int64_t>(keys.begin, allowed.begin - s.kv_offset);
     keys.end = Min<int64_t>(keys.end, Max<int64_t>(allowed.end, BandPrefix(band, s)) - s.kv_offset);

@@ -17,9 +17,11 @@
 #ifndef TANDEM_BACKEND_CUDA_HOPPER_FORWARD_KERNEL_CUH_
 #define TANDEM_BACKEND_CUDA_HOPPER_FORWARD_KERNEL_CUH_
 
+#include "backend_cuda/hopper/forward_addends.cuh"
 #include "backend_cuda/hopper/forward_loading.cuh"
 #include "backend_cuda/hopper/forward_non_finite.cuh"
 #include "backend_cuda/hopper/forward_output.cuh"
+#include "backend_cuda/hopper/forward_words.cuh"
 #include "backend_cuda/row_output.cuh"
 
 namespace tandem::cuda::hopper {
@@ -29,19 +31,20 @@ namespace tandem::cuda::hopper {
 template <DType kDType, int kHeadDim, Variant kVariant>
 class Warpgroup {
  public:
-  static constexpr TilePolicy kPolicy = ForwardPolicy(kHeadDim);
+  static constexpr TilePolicy kPolicy = ForwardPolicy(kHeadDim, kVariant);
+  using State = BlockState<kHeadDim, kVariant>;
 
-  __device__ Warpgroup(const Params& params, uint32_t shared, BlockState<kHeadDim>& state,
-                       int warpgroup)
+  __device__ Warpgroup(const Params& params, uint32_t shared, State& state, int warpgroup)
       : params_(params),
         problem_(params.problem),
         state_(state),
         query_(shared),
-        keys_(shared + kQueryStages * kPolicy.query_bytes),
+        keys_(shared + State::kKeyOffset),
         warpgroup_(warpgroup),
         lane_(threadIdx.x % kWarpSize),
         first_lane_row_(64 * warpgroup + 16 * (threadIdx.x % kWarpgroupThreads / kWarpSize) +
-                        threadIdx.x % kWarpSize / 4) {}
+                        threadIdx.x % kWarpSize / 4),
+        addends_(params, state, shared, first_lane_row_ - lane_ / 4) {}
 
   // The first product of an item runs while the one before is written.
   __device__ void Run() {
@@ -70,7 +73,8 @@ class Warpgroup {
   }
 
  private:
-  static constexpr bool kIsCareful = kVariant == Variant::kCareful;
+  static constexpr bool kIsCareful = IsCareful(kVariant);
+  static constexpr bool kHasAddends = HasBias(kVariant) || HasAlibi(kVariant);
   static constexpr int kStages = kPolicy.stages;
   // The softmax of a step runs under the product with V of the step before.
   static constexpr bool kHasOverlap = !kIsCareful;
@@ -93,11 +97,11 @@ class Warpgroup {
 
   // The n-th item, with its Q at hand.
   __device__ __forceinline__ const Item* Fetch(uint32_t n) {
-    const int stage = n % kQueryStages;
+    const int stage = n % kPolicy.query_stages;
     if (!kPolicy.has_query_in_registers && n != 0) {
-      Release(state_.query_empty[(n - 1) % kQueryStages]);
+      Release(state_.query_empty[(n - 1) % kPolicy.query_stages]);
     }
-    Wait(Barrier(state_.query_full[stage]), n / kQueryStages & 1);
+    Wait(Barrier(state_.query_full[stage]), n / kPolicy.query_stages & 1);
     query_stage_ = query_ + stage * kPolicy.query_bytes;
     if (problem_.scale < 0.0f) NegateQuery();
     if constexpr (kPolicy.has_query_in_registers) {
@@ -125,6 +129,7 @@ class Warpgroup {
     }
     classic_rows_ = 3;
     is_strict_ = kIsCareful && item_->is_strict != 0;
+    if constexpr (kHasAddends) addends_.BeginItem(problem_, *item_);
   }
 
   // The scale's sign goes into Q.
@@ -153,7 +158,7 @@ class Warpgroup {
   // Ends with the last product with V under way (kHasOverlap), or done and released.
   __device__ __forceinline__ void VisitTiles() {
     Tile tile = TileOf(steps_);
-    bits_ = LoadBits(tile);
+    bits_ = LoadBits(tile, steps_);
     FirstSoftmax(tile);
     if constexpr (kHasOverlap) {
       Next next = WaitForNext(tile);
@@ -170,6 +175,7 @@ class Warpgroup {
         FenceProducts();
         StartOutput((stage + kStages - 1) % kStages);
         GiveTurn();
+        BeginAddends(tile);
         WaitProducts<1>(scores_);
         Exponentials(tile);
         // The loop in this wait keeps the next one behind the exponentials.
@@ -198,7 +204,8 @@ class Warpgroup {
         WaitForKeys(steps_);
         tile = TileOf(steps_);
         StartScores(UniformStage());
-        bits_ = LoadBits(tile);
+        bits_ = LoadBits(tile, steps_);
+        BeginAddends(tile);
         WaitProducts<0>(scores_);
         Exponentials(tile);
         FinishSoftmax();
@@ -244,7 +251,7 @@ class Warpgroup {
     if (tile.IsLast()) return next;
     WaitForKeys(steps_ + 1);
     next.tile = TileOf(steps_ + 1);
-    next.bits = LoadBits(next.tile);
+    next.bits = LoadBits(next.tile, steps_ + 1);
     return next;
   }
 
@@ -283,9 +290,18 @@ class Warpgroup {
 
   // ---- masks ----
 
-  // Bits of a tile, as far as they are dense; FinishBits makes the others.
-  __device__ __forceinline__ Bits LoadBits(const Tile& tile) const {
+  // Bits of a tile by dense terms and words; FinishBits makes the others.
+  __device__ __forceinline__ Bits LoadBits(const Tile& tile, uint32_t step) const {
     Bits bits = {{kAllBits, kAllBits}};
+    if constexpr (MayHaveWords(kVariant)) {
+      if (tile.HasWords()) {
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+          bits.row[r] = reinterpret_cast<const uint32_t*>(
+              &state_.words[step % kStages][first_lane_row_ + 8 * r])[lane_ & 3];
+        }
+      }
+    }
     if (kVariant == Variant::kPlain || !tile.HasDensePart()) return bits;
     const core::DenseBits& dense = problem_.mask.dense;
     // In units of the 16 bits that a lane reads of a word.
@@ -297,7 +313,8 @@ class Warpgroup {
     for (int r = 0; r < 2; ++r) {
       const auto* const words =
           reinterpret_cast<const uint16_t*>(views_[8 * r].words) + (lane_ & 3);
-      bits.row[r] = __ldg(words + first) | uint32_t{__ldg(words + second)} << 16;
+      const uint32_t row = __ldg(words + first) | uint32_t{__ldg(words + second)} << 16;
+      bits.row[r] = MayHaveWords(kVariant) ? bits.row[r] & row : row;
     }
     return bits;
   }
@@ -324,8 +341,18 @@ class Warpgroup {
   // Exponentials of a tile that is not the first, from the rows' references; what they add to the
   // sums waits in parts_ until FinishSoftmax.
   __device__ __forceinline__ void Exponentials(const Tile& tile) {
-    if (kVariant != Variant::kPlain && tile.IsPartial()) {
-      FinishBits(tile);
+    const bool is_partial = kVariant != Variant::kPlain && tile.IsPartial();
+    if (is_partial) FinishBits(tile);
+    if constexpr (kHasAddends) {
+      if (kIsCareful || has_slow_rows_) {
+        addends_.Hide(steps_, bits_.row);
+        AddendExponentials<true, true>();
+      } else if (is_partial) {
+        AddendExponentials<true, false>();
+      } else {
+        AddendExponentials<false, false>();
+      }
+    } else if (is_partial) {
       Exponentials<true>();
     } else {
       Exponentials<false>();
@@ -334,7 +361,7 @@ class Warpgroup {
 #pragma unroll
     for (int r = 0; r < 2; ++r) trips = trips || Trips(r);
     has_tripped_ = __any_sync(~0u, trips);
-    if (!has_tripped_) Release(state_.key_empty[steps_ % kStages]);
+    if (!has_tripped_) ReleaseKeys();
   }
   template <bool kIsPartial>
   __device__ __forceinline__ void Exponentials() {
@@ -369,6 +396,21 @@ class Warpgroup {
       parts_[r] = even + odd;
     }
   }
+  // The same with something added.
+  template <bool kIsPartial, bool kIsSlow>
+  __device__ __forceinline__ void AddendExponentials() {
+    const Origin origins[2] = {OriginOf(0), OriginOf(1)};
+    hopper::AddendExponentials<kIsPartial, kIsSlow>(
+        addends_, first_addends_, steps_, params_.score_scale, origins, bits_.row, scores_, parts_);
+  }
+  // What is added to the first scores of a tile, while they are under way.
+  __device__ __forceinline__ void BeginAddends(const Tile& tile) {
+    if constexpr (kHasAddends) {
+      addends_.BeginTile(tile);
+      addends_.WaitFor(steps_, 0);
+      addends_.Load(steps_, 0, first_addends_);
+    }
+  }
   // Whether this lane's part of row r needs a new reference. True also for NaN.
   __device__ __forceinline__ bool Trips(int r) const {
     return !(parts_[r] <= kBound) || ((classic_rows_ >> r & 1) != 0 && BitsAtWork(r) != 0);
@@ -386,7 +428,7 @@ class Warpgroup {
       sum_[1] += parts_[1];
     } else {
       DoAgain();
-      Release(state_.key_empty[steps_ % kStages]);
+      ReleaseKeys();
     }
   }
 
@@ -398,7 +440,21 @@ class Warpgroup {
     } else {
       FinishBits(tile);
     }
-    if (tile.IsPartial()) {
+    if constexpr (kHasAddends) {
+      addends_.BeginTile(tile);
+      addends_.Hide(steps_, bits_.row);
+#pragma unroll
+      for (int n = 0; n < kBlockKeys / 16; ++n) {
+        typename Addends::Pairs pairs;
+        addends_.Load(steps_, n, pairs);
+#pragma unroll
+        for (int i = 0; i < 8; ++i) {
+          float& score = scores_[8 * n + i];
+          score = WithAddend(params_.score_scale, score, addends_.Value(pairs, i / 2, i % 2));
+        }
+      }
+    }
+    if (kHasAddends || tile.IsPartial()) {
 #pragma unroll
       for (int i = 0; i < kBlockKeys / 2; ++i) {
         const int bit = i / 4 * 2 + i % 2;
@@ -414,6 +470,7 @@ class Warpgroup {
       }
       SetReference(r, OfQuad(value));
     }
+    FindSlowRows();
     const Origin origins[2] = {OriginOf(0), OriginOf(1)};
     if (__any_sync(~0u, origins[0].is_extreme || origins[1].is_extreme)) {
 #pragma unroll
@@ -423,8 +480,8 @@ class Warpgroup {
     } else {
 #pragma unroll
       for (int i = 0; i < kBlockKeys / 2; ++i) {
-        scores_[i] = Exp2Approximate(
-            fmaf(scores_[i], params_.score_scale.log2_scale, -origins[i / 2 % 2].offset));
+        scores_[i] =
+            Exp2Approximate(fmaf(scores_[i], RowScale().log2_scale, -origins[i / 2 % 2].offset));
       }
     }
 #pragma unroll
@@ -439,12 +496,13 @@ class Warpgroup {
       sum_[r] = even + odd;
     }
     Pack();
-    Release(state_.key_empty[steps_ % kStages]);
+    ReleaseKeys();
   }
 
   // The tile at work for the rows that tripped, from the keys, which are still there: 16 keys at a
   // time by products of one warp, once for the maximum and once for the probabilities.
   __device__ __forceinline__ void DoAgain() {
+    if constexpr (kHasAddends) addends_.Hide(steps_, bits_.row);
     bool is_again[2];
     float value[2];
 #pragma unroll
@@ -492,6 +550,7 @@ class Warpgroup {
         }
       }
     }
+    FindSlowRows();
   }
 
   // Scores of 16 keys of the tile at work; those of hidden pairs are -inf. The sums of a row depend
@@ -510,6 +569,15 @@ class Warpgroup {
       MultiplyAccumulate<kDType>(scores[0], query_fragments_[k], b[0], b[1]);
       MultiplyAccumulate<kDType>(scores[1], query_fragments_[k], b[2], b[3]);
     }
+    if constexpr (kHasAddends) {
+      typename Addends::Pairs pairs;
+      addends_.Load(steps_, step, pairs);
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        float& score = scores[i / 4][i % 4];
+        score = WithAddend(params_.score_scale, score, addends_.Value(pairs, i / 2, i % 2));
+      }
+    }
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
       const int bit = 4 * step + i / 4 * 2 + i % 2;
@@ -517,22 +585,30 @@ class Warpgroup {
     }
   }
 
-  // What the exponentials of a row are measured from.
-  struct Origin {
-    float offset;     // in units of base 2
-    float natural;    // in units of scores
-    bool is_extreme;  // finite, but not in units of base 2
-  };
+  // Of references, which are those of products, or of scores where something is added.
+  __device__ __forceinline__ ScoreScale RowScale() const {
+    if constexpr (kHasAddends) return ScaleBy(1.0f);
+    return params_.score_scale;
+  }
+  // What is added may be lower than exp2 can take in whole tiles of a row (-inf, the lowest finite
+  // value): rows of such references take steps of their own.
+  __device__ __forceinline__ void FindSlowRows() {
+    if constexpr (kHasAddends) {
+      has_slow_rows_ = __any_sync(
+          ~0u, classic_rows_ != 0 || IsExtreme(reference_[0]) || IsExtreme(reference_[1]));
+    }
+  }
+
   __device__ __forceinline__ Origin OriginOf(int r) const {
-    const ScoreScale& scale = params_.score_scale;
+    const ScoreScale& scale = RowScale();
     return {offset_[r], core::SoftmaxReference(reference_[r]) * scale.scale,
             IsExtreme(reference_[r])};
   }
   __device__ __forceinline__ bool IsExtreme(float reference) const {
-    return core::IsFinite(reference) && !core::IsFinite(reference * params_.score_scale.log2_scale);
+    return core::IsFinite(reference) && !core::IsFinite(reference * RowScale().log2_scale);
   }
   __device__ __forceinline__ float Exponential(float score, const Origin& origin) const {
-    const ScoreScale& scale = params_.score_scale;
+    const ScoreScale& scale = RowScale();
     const float usual = fmaf(score, scale.log2_scale, -origin.offset);
     const float careful = (score * scale.scale - origin.natural) * core::kLog2e;
     return Exp2Approximate(origin.is_extreme ? careful : usual);
@@ -540,13 +616,13 @@ class Warpgroup {
 
   // Raises the reference of row r to `value`, the maximum of a tile; the factor of what was summed.
   __device__ __forceinline__ float SetReference(int r, float value) {
-    const float scale = params_.score_scale.scale;
+    const float scale = RowScale().scale;
     const float raised = MaxKeepNan(reference_[r], value);
     const float factor = core::SoftmaxRescale(reference_[r] * scale, raised * scale);
     reference_[r] = raised;
-    offset_[r] = core::SoftmaxReference(raised) * params_.score_scale.log2_scale;
+    offset_[r] = core::SoftmaxReference(raised) * RowScale().log2_scale;
     const bool stays_classic =
-        raised == core::NegativeInfinity() || IsExtreme(raised) || is_strict_;
+        raised == core::NegativeInfinity() || (!kHasAddends && IsExtreme(raised)) || is_strict_;
     classic_rows_ = (classic_rows_ & ~(1u << r)) | (stays_classic ? 1u << r : 0u);
     return factor;
   }
@@ -594,10 +670,9 @@ class Warpgroup {
     // Of the lanes that share two rows, the even ones finish the first and the odd ones the second.
     const bool is_odd = (lane_ & 1) != 0;
     const int my_row = first_lane_row_ + (is_odd ? 8 : 0);
-    const RowEnd my_end =
-        FinishRow(problem_, my_row < item.existing_rows, item.head,
-                  (is_odd ? reference_[1] : reference_[0]) * params_.score_scale.scale,
-                  is_odd ? sum[1] : sum[0]);
+    const RowEnd my_end = FinishRow(problem_, my_row < item.existing_rows, item.head,
+                                    (is_odd ? reference_[1] : reference_[0]) * RowScale().scale,
+                                    is_odd ? sum[1] : sum[0]);
     const float factor[2] = {__shfl_sync(~0u, my_end.factor, quad),
                              __shfl_sync(~0u, my_end.factor, quad | 1)};
     const uint32_t empty_rows = __ballot_sync(~0u, my_end.is_empty) >> quad;  // bits r
@@ -674,6 +749,13 @@ class Warpgroup {
     }
   }
 
+  // This warp has done with K of the tile, and with what came with it.
+  __device__ __forceinline__ void ReleaseKeys() {
+    Release(state_.key_empty[steps_ % kStages]);
+    if constexpr (HasBias(kVariant)) {
+      if (lane_ == 0) addends_.Release(steps_);
+    }
+  }
   // This warp has read what the barrier guards.
   __device__ __forceinline__ void Release(const uint64_t& barrier) {
     __syncwarp();
@@ -681,12 +763,16 @@ class Warpgroup {
   }
   const Params& params_;
   const Problem& problem_;
-  BlockState<kHeadDim>& state_;
+  State& state_;
   const uint32_t query_;  // shared addresses
   const uint32_t keys_;   // of the stages of K; those of V follow
   const int warpgroup_;
   const int lane_;
   const int first_lane_row_;  // in the row block
+  using Addends = std::conditional_t<HasBias(kVariant), BiasRows<kDType, kHeadDim, kVariant>,
+                                     std::conditional_t<HasAlibi(kVariant), AlibiRows, NoAddends>>;
+  Addends addends_;
+  typename Addends::Pairs first_addends_;  // of a tile that is not the first
   const Item* item_;
   const RowView* views_;  // of row r: views_[8 r]; not kept up in kPlain
   uint32_t steps_ = 0;    // tiles that this warpgroup has done with
@@ -705,53 +791,8 @@ class Warpgroup {
   uint32_t finite_rows_ = 0;
   bool has_tripped_;
   bool is_strict_;
+  bool has_slow_rows_ = false;  // of this warp (kHasAddends)
 };
-
-template <DType kDType, int kHeadDim, Variant kVariant>
-__global__ void __launch_bounds__(ForwardPolicy(kHeadDim).threads, 1)
-    ForwardKernel(const __grid_constant__ Params params) {
-  using Rows = Warpgroup<kDType, kHeadDim, kVariant>;
-  constexpr TilePolicy kPolicy = Rows::kPolicy;
-  extern __shared__ __align__(1024) char shared[];
-  const uint32_t address = SharedAddress(shared);
-  using State = BlockState<kHeadDim>;
-  State& state = *reinterpret_cast<State*>(shared + State::kOffset);
-  if (threadIdx.x == 0) {
-    constexpr int kReaders = 4 * kPolicy.warpgroups;
-    for (int stage = 0; stage < kQueryStages; ++stage) {
-      InitBarrier(SharedAddress(&state.query_full[stage]), 1);
-      InitBarrier(SharedAddress(&state.query_empty[stage]), kReaders);
-    }
-    for (int item = 0; item < kItems; ++item) {
-      InitBarrier(SharedAddress(&state.item_full[item]), 1);
-    }
-    for (int stage = 0; stage < kPolicy.stages; ++stage) {
-      InitBarrier(SharedAddress(&state.key_full[stage]), 1);
-      InitBarrier(SharedAddress(&state.key_empty[stage]), kReaders);
-      InitBarrier(SharedAddress(&state.value_full[stage]), 1);
-      InitBarrier(SharedAddress(&state.value_empty[stage]), kReaders);
-    }
-    PublishBarriers();
-  }
-  __syncthreads();
-  if (kVariant == Variant::kCareful) {
-    WaitForEarlierLaunch();
-  } else {
-    AllowDependentLaunch();
-  }
-  const int warpgroup = __shfl_sync(~0u, static_cast<int>(threadIdx.x) / kWarpgroupThreads, 0);
-  if (warpgroup == 0) {
-    GiveRegisters<kPolicy.loading_registers>();
-    if (threadIdx.x < kWarpSize) {
-      ItemWarp<kHeadDim, kVariant>(params, address, state).Run();
-    } else if (threadIdx.x < 2 * kWarpSize) {
-      TileWarp<kHeadDim, kVariant>(params, address, state).Run();
-    }
-  } else {
-    TakeRegisters<kPolicy.registers>();
-    Rows(params, address, state, warpgroup - 1).Run();
-  }
-}
 
 }  // namespace tandem::cuda::hopper
 

@@ -9,6 +9,61 @@
 
 namespace tandem::cuda::hopper {
 
+template <DType kDType, int kHeadDim, Variant kVariant>
+__global__ void __launch_bounds__(ForwardPolicy(kHeadDim).threads, 1)
+    ForwardKernel(const __grid_constant__ Params params) {
+  using Rows = Warpgroup<kDType, kHeadDim, kVariant>;
+  constexpr TilePolicy kPolicy = Rows::kPolicy;
+  extern __shared__ __align__(1024) char shared[];
+  const uint32_t address = SharedAddress(shared);
+  using State = BlockState<kHeadDim, kVariant>;
+  State& state = *reinterpret_cast<State*>(shared + State::kOffset);
+  if (threadIdx.x == 0) {
+    constexpr int kReaders = 4 * kPolicy.warpgroups;
+    for (int stage = 0; stage < kPolicy.query_stages; ++stage) {
+      InitBarrier(SharedAddress(&state.query_full[stage]), 1);
+      InitBarrier(SharedAddress(&state.query_empty[stage]), kReaders);
+    }
+    for (int item = 0; item < kItems; ++item) {
+      InitBarrier(SharedAddress(&state.item_full[item]), 1);
+    }
+    for (int stage = 0; stage < kPolicy.stages; ++stage) {
+      InitBarrier(SharedAddress(&state.key_full[stage]), HasWords<kVariant>(params) ? 2 : 1);
+      InitBarrier(SharedAddress(&state.key_empty[stage]), kReaders);
+      InitBarrier(SharedAddress(&state.value_full[stage]), 1);
+      InitBarrier(SharedAddress(&state.value_empty[stage]), kReaders);
+    }
+    if constexpr (MayHaveWords(kVariant)) state.InitWordBarriers();
+    if constexpr (HasBias(kVariant)) state.InitBiasBarriers(kReaders);
+    PublishBarriers();
+  }
+  __syncthreads();
+  if (IsCareful(kVariant)) {
+    WaitForEarlierLaunch();
+  } else {
+    AllowDependentLaunch();
+  }
+  const int warpgroup = __shfl_sync(~0u, static_cast<int>(threadIdx.x) / kWarpgroupThreads, 0);
+  if (warpgroup == 0) {
+    GiveRegisters<kPolicy.loading_registers>();
+    if (threadIdx.x < kWarpSize) {
+      ItemWarp<kHeadDim, kVariant>(params, address, state).Run();
+    } else if (threadIdx.x < 2 * kWarpSize) {
+      TileWarp<kHeadDim, kVariant>(params, address, state).Run();
+    } else if constexpr (MayHaveWords(kVariant)) {
+      if (!HasWords<kVariant>(params)) return;
+      if (threadIdx.x < 3 * kWarpSize) {
+        ClassWarp<kHeadDim, kVariant>(params, address, state).Run();
+      } else {
+        WordWarp<kHeadDim, kVariant>(params, address, state).Run();
+      }
+    }
+  } else {
+    TakeRegisters<kPolicy.registers>();
+    Rows(params, address, state, warpgroup - 1).Run();
+  }
+}
+
 // `is_dependent`: the launch may begin while the one before it runs, and waits for it itself.
 inline cudaError_t LaunchPersistent(const void* kernel, const Params& params, int threads,
                                     int shared_bytes, bool is_dependent, cudaStream_t stream) {
@@ -32,20 +87,37 @@ inline cudaError_t LaunchPersistent(const void* kernel, const Params& params, in
   return cudaLaunchKernelExC(&config, kernel, arguments);
 }
 
+// The kernel of a variant, and the careful one for what it leaves.
+template <core::DType kDType, int kHeadDim, Variant kVariant, Variant kCareful>
+cudaError_t LaunchBoth(const Params& params, cudaStream_t stream) {
+  constexpr TilePolicy kPolicy = ForwardPolicy(kHeadDim, kVariant);
+  if (params.units == 0) return cudaSuccess;
+  const cudaError_t error =
+      LaunchPersistent(reinterpret_cast<const void*>(&ForwardKernel<kDType, kHeadDim, kVariant>),
+                       params, kPolicy.threads, kSharedBytes<kHeadDim, kVariant>, false, stream);
+  if (error != cudaSuccess) return error;
+  return LaunchPersistent(reinterpret_cast<const void*>(&ForwardKernel<kDType, kHeadDim, kCareful>),
+                          params, kPolicy.threads, kSharedBytes<kHeadDim, kCareful>, true, stream);
+}
+
 template <core::DType kDType, int kHeadDim>
 cudaError_t LaunchForward(const Params& params, cudaStream_t stream) {
-  constexpr TilePolicy kPolicy = ForwardPolicy(kHeadDim);
-  if (params.units == 0) return cudaSuccess;
-  const void* const first =
-      core::HasTerms(params.problem.mask)
-          ? reinterpret_cast<const void*>(&ForwardKernel<kDType, kHeadDim, Variant::kMasked>)
-          : reinterpret_cast<const void*>(&ForwardKernel<kDType, kHeadDim, Variant::kPlain>);
-  const cudaError_t error =
-      LaunchPersistent(first, params, kPolicy.threads, kSharedBytes<kHeadDim>, false, stream);
-  if (error != cudaSuccess) return error;
-  return LaunchPersistent(
-      reinterpret_cast<const void*>(&ForwardKernel<kDType, kHeadDim, Variant::kCareful>), params,
-      kPolicy.threads, kSharedBytes<kHeadDim>, true, stream);
+  return core::HasTerms(params.problem.mask)
+             ? LaunchBoth<kDType, kHeadDim, Variant::kMasked, Variant::kCareful>(params, stream)
+             : LaunchBoth<kDType, kHeadDim, Variant::kPlain, Variant::kCareful>(params, stream);
+}
+template <core::DType kDType, int kHeadDim>
+cudaError_t LaunchWords(const Params& params, cudaStream_t stream) {
+  return LaunchBoth<kDType, kHeadDim, Variant::kWords, Variant::kWordsCareful>(params, stream);
+}
+template <core::DType kDType, int kHeadDim>
+cudaError_t LaunchBias(const Params& params, cudaStream_t stream) {
+  return LaunchBoth<kDType, kHeadDim, Variant::kBias, Variant::kBiasCareful>(params, stream);
+}
+
+template <core::DType kDType, int kHeadDim>
+cudaError_t LaunchAlibi(const Params& params, cudaStream_t stream) {
+  return LaunchBoth<kDType, kHeadDim, Variant::kAlibi, Variant::kAlibiCareful>(params, stream);
 }
 
 }  // namespace tandem::cuda::hopper

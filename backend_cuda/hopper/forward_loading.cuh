@@ -8,28 +8,38 @@
 namespace tandem::cuda::hopper {
 
 template <int kHeadDim, Variant kVariant>
-class ItemWarp : LoadingWarp<kHeadDim> {
+class ItemWarp : LoadingWarp<kHeadDim, kVariant> {
  public:
-  using LoadingWarp<kHeadDim>::LoadingWarp;
+  using LoadingWarp<kHeadDim, kVariant>::LoadingWarp;
 
   // Units in order, so that neighbours read the same keys at about the same time.
   __device__ void Run() {
     const int64_t blocks = gridDim.x;
     const uint32_t units_of_head = static_cast<uint32_t>(params_.units_of_head);
     const uint32_t last = static_cast<uint32_t>(params_.row_blocks) - 1;
+    // Where row blocks of a head may differ in length in any way, each head begins elsewhere, lest
+    // a block of threads meet the same part of all of them.
+    const auto place = [&](int64_t unit) {
+      uint32_t n = static_cast<uint32_t>(unit) % units_of_head;
+      if (HasWords<kVariant>(params_)) {
+        const uint32_t head = static_cast<uint32_t>(unit) / units_of_head;
+        n = (n + head * (units_of_head * 5 / 8)) % units_of_head;
+      }
+      return n;
+    };
     const auto serve = [&](int64_t unit) {
       const uint32_t head = static_cast<uint32_t>(unit) / units_of_head;
-      const uint32_t n = static_cast<uint32_t>(unit) % units_of_head;
+      const uint32_t n = place(unit);
       Serve(head, last - n);
       if (units_of_head <= last && n != last - n) Serve(head, n);
     };
-    if constexpr (kVariant == Variant::kCareful) {
+    if constexpr (IsCareful(kVariant)) {
       // A unit for each lane: mostly there is nothing to do, and that is soon known.
       for (int64_t first = blockIdx.x; first < params_.units; first += blocks * kWarpSize) {
         const int64_t mine = first + blocks * lane_;
         bool is_flagged = false;
         if (mine < params_.units) {
-          const uint32_t n = static_cast<uint32_t>(mine) % units_of_head;
+          const uint32_t n = place(mine);
           const CarefulFlags* const flags =
               params_.flags + mine / units_of_head * params_.row_blocks;
           is_flagged = IsFlagged(flags[last - n]) || IsFlagged(flags[n]);
@@ -55,7 +65,7 @@ class ItemWarp : LoadingWarp<kHeadDim> {
 
   __device__ __forceinline__ void Serve(uint32_t head, uint32_t row_block) {
     CarefulFlags* const flags = params_.flags + int64_t{head} * params_.row_blocks + row_block;
-    if (kVariant == Variant::kCareful && !IsFlagged(*flags)) return;
+    if (IsCareful(kVariant) && !IsFlagged(*flags)) return;
     const uint32_t q_heads = static_cast<uint32_t>(problem_.q_heads);
     Item item = {};
     int32_t status = 0;
@@ -87,7 +97,7 @@ class ItemWarp : LoadingWarp<kHeadDim> {
     } else if (item.existing_rows > 0) {
       FindKeys(item);
     }
-    const int attempts = kVariant == Variant::kCareful ? 2 : 1;
+    const int attempts = IsCareful(kVariant) ? 2 : 1;
     for (int attempt = 0; attempt < attempts; ++attempt) {
       item.is_strict = attempt;
       Announce(item);
@@ -105,7 +115,10 @@ class ItemWarp : LoadingWarp<kHeadDim> {
     item.full_begin = static_cast<int>(core::CeilDiv<int64_t>(last.begin, kBlockKeys));
     item.full_end = static_cast<int>(first.end / kBlockKeys);
     item.has_tiles = item.end > item.begin;
-    if (kVariant == Variant::kPlain || problem_.mask.dense.words == nullptr) return;
+    if (kVariant == Variant::kPlain || problem_.mask.dense.words == nullptr ||
+        HasWords<kVariant>(params_)) {
+      return;
+    }
     // A dense term may hide all of them.
     bool has_any = false;
     for (int start = item.begin; start < item.end && !has_any; start += kWarpSize) {
@@ -117,10 +130,11 @@ class ItemWarp : LoadingWarp<kHeadDim> {
   }
 
   __device__ __forceinline__ void Announce(const Item& item) {
-    const int stage = items_ % kQueryStages;
+    const int stage = items_ % kPolicy.query_stages;
     const uint32_t full = Barrier(state_.query_full[stage]);
-    // Every warp has read the Q of the item two before, so it has written the one four before.
-    Wait(Barrier(state_.query_empty[stage]), (items_ / kQueryStages & 1) ^ 1);
+    // Every warp has read the Q of the item two (kBias: one) before, so it has written the one
+    // that had this place.
+    Wait(Barrier(state_.query_empty[stage]), (items_ / kPolicy.query_stages & 1) ^ 1);
     if (kVariant != Variant::kPlain && item.has_tiles != 0) {
       for (int row = lane_; row < kPolicy.block_rows; row += kWarpSize) {
         state_.views[items_ % kItems][row] = FindView(item, row);
@@ -156,6 +170,7 @@ class ItemWarp : LoadingWarp<kHeadDim> {
           core::VisibleKeys(problem_.mask, s, item.head, item.first_row + row);
       view.begin = static_cast<int>(keys.begin);
       view.end = static_cast<int>(keys.end);
+      if constexpr (MayHaveWords(kVariant)) KeepRanges(item, row, view);
     }
     const core::DenseBits& dense = problem_.mask.dense;
     if (dense.words != nullptr) {
@@ -166,7 +181,23 @@ class ItemWarp : LoadingWarp<kHeadDim> {
     return view;
   }
 
-  using Base = LoadingWarp<kHeadDim>;
+  __device__ __forceinline__ void KeepRanges(const Item& item, int row, RowView& view) const {
+    const Sequence& s = item.sequence;
+    for (int t = 0; t < problem_.mask.row_ranges_count; ++t) {
+      const core::RowRangesTerm& term = problem_.mask.row_ranges[t];
+      if (!IsOneRange(term)) continue;
+      const int32_t* const range = term.data + s.batch * term.batch_stride +
+                                   item.head * term.head_stride +
+                                   (s.q_offset + item.first_row + row) * term.row_stride;
+      const auto local = [&](int64_t key) {
+        return static_cast<int>(core::Clamp<int64_t>(key - s.kv_offset, 0, item.keys));
+      };
+      view.begin = core::Max(view.begin, local(range[0]));
+      view.end = core::Min(view.end, local(range[term.end_stride]));
+    }
+  }
+
+  using Base = LoadingWarp<kHeadDim, kVariant>;
   using Base::kPolicy;
   using Base::lane_;
   using Base::params_;
@@ -177,9 +208,9 @@ class ItemWarp : LoadingWarp<kHeadDim> {
 };
 
 template <int kHeadDim, Variant kVariant>
-class TileWarp : LoadingWarp<kHeadDim> {
+class TileWarp : LoadingWarp<kHeadDim, kVariant> {
  public:
-  using LoadingWarp<kHeadDim>::LoadingWarp;
+  using LoadingWarp<kHeadDim, kVariant>::LoadingWarp;
 
   __device__ void Run() {
     for (uint32_t n = 0;; ++n) {
@@ -198,7 +229,9 @@ class TileWarp : LoadingWarp<kHeadDim> {
   // From the last tile to the first: with causal masks the tile in which every row sees something
   // comes first.
   __device__ __forceinline__ void ListTiles(int begin, int end) {
-    if (kVariant == Variant::kPlain || problem_.mask.dense.words == nullptr) {
+    if (HasWords<kVariant>(params_)) {
+      ListGroups(begin, end);
+    } else if (kVariant == Variant::kPlain || problem_.mask.dense.words == nullptr) {
       if (lane_ == 0) {
         for (int tile = end - 1; tile >= begin; --tile) {
           Add(tile, IsFull(tile) ? 0 : Tile::kStructuredPart);
@@ -224,6 +257,31 @@ class TileWarp : LoadingWarp<kHeadDim> {
     __syncwarp();
   }
 
+  // Those that ClassWarp found.
+  __device__ __forceinline__ void ListGroups(int begin, int end) {
+    if constexpr (MayHaveWords(kVariant)) {
+      for (int first = end - 1; first >= begin; first -= kWarpSize) {
+        const int slot = groups_ % kTileGroups;
+        Wait(Barrier(state_.group_full[slot]), groups_ / kTileGroups & 1);
+        const TileGroup group = state_.groups[slot];
+        __syncwarp();
+        ++groups_;
+        if (lane_ != 0) continue;
+        Arrive(Barrier(state_.group_empty[slot]));
+        for (uint32_t left = group.visible; left != 0; left &= left - 1) {
+          const int n = __ffs(static_cast<int>(left)) - 1;
+          const auto property = [n](uint32_t tiles, uint32_t value) {
+            return (tiles >> n & 1) != 0 ? value : 0;
+          };
+          Add(first - n, property(group.structured, Tile::kStructuredPart) |
+                             property(group.dense, Tile::kDensePart) |
+                             property(group.words, Tile::kWordPart) |
+                             property(group.nothing, Tile::kNothing));
+        }
+      }
+    }
+  }
+
   // Whether lengths and bands hide nothing of a tile.
   __device__ __forceinline__ bool IsFull(int tile) const {
     return tile >= item_->full_begin && tile < item_->full_end;
@@ -246,40 +304,66 @@ class TileWarp : LoadingWarp<kHeadDim> {
     const int stage = keys_ % kPolicy.stages;
     Wait(Barrier(state_.key_empty[stage]), (keys_ / kPolicy.stages & 1) ^ 1);
     state_.tiles[stage] = {pending_.word | is_last};
-    Load(&params_.keys, Barrier(state_.key_full[stage]), stage, pending_.Index());
+    if constexpr (MayHaveWords(kVariant)) {
+      if (HasWords<kVariant>(params_)) Arrive(Barrier(state_.tile_known[stage]));
+    }
+    Load(&params_.keys, Barrier(state_.key_full[stage]), State::kKeyOffset, stage,
+         pending_.Index());
     ++keys_;
+    LoadBias(0);
     if (last_ != kNone) LoadValues(last_);
+    LoadBias(1);
     last_ = pending_.Index();
+  }
+  // Half of the bias of the pending tile. Its second half has to wait for the first one of the tile
+  // before.
+  __device__ __forceinline__ void LoadBias(int half) {
+    if constexpr (HasBias(kVariant)) {
+      const int stage = biases_ % kPolicy.bias_stages;
+      Wait(Barrier(state_.bias_empty[stage]), (biases_ / kPolicy.bias_stages & 1) ^ 1);
+      const uint32_t full = Barrier(state_.bias_full[stage]);
+      const BiasSource& bias = params_.bias;
+      const Sequence& s = item_->sequence;
+      ArriveExpecting(full, bias.per_row != 0 ? kPolicy.bias_bytes : kBiasKeys * 2);
+      CopyBox(shared_ + State::kBiasOffset + stage * kPolicy.bias_bytes, &bias.map, full,
+              static_cast<int>(s.kv_offset) + pending_.FirstKey() + half * kBiasKeys,
+              static_cast<int>(s.q_offset + item_->first_row) * bias.per_row,
+              static_cast<int>(item_->head) * bias.per_head,
+              static_cast<int>(s.batch) * bias.per_batch);
+      ++biases_;
+    }
   }
   __device__ __forceinline__ void LoadValues(int index) {
     const int stage = values_ % kPolicy.stages;
     Wait(Barrier(state_.value_empty[stage]), (values_ / kPolicy.stages & 1) ^ 1);
-    Load(&params_.values, Barrier(state_.value_full[stage]), kPolicy.stages + stage, index);
+    Load(&params_.values, Barrier(state_.value_full[stage]), State::kValueOffset, stage, index);
     ++values_;
   }
-  __device__ __forceinline__ void Load(const CUtensorMap* map, uint32_t barrier, int slot,
-                                       int index) {
+  __device__ __forceinline__ void Load(const CUtensorMap* map, uint32_t barrier, int offset,
+                                       int stage, int index) {
     ArriveExpecting(barrier, kPolicy.tile_bytes);
 #pragma unroll
     for (int part = 0; part < kHeadDim / 64; ++part) {
-      CopyBox(shared_ + kQueryStages * kPolicy.query_bytes + slot * kPolicy.tile_bytes +
-                  part * kBlockKeys * 128,
-              map, barrier, 64 * part, kv_start_ + index * kBlockKeys, kv_head_, batch_);
+      CopyBox(shared_ + offset + stage * kPolicy.tile_bytes + part * kBlockKeys * 128, map, barrier,
+              64 * part, kv_start_ + index * kBlockKeys, kv_head_, batch_);
     }
   }
 
   static constexpr int kNone = -1;
 
-  using Base = LoadingWarp<kHeadDim>;
+  using Base = LoadingWarp<kHeadDim, kVariant>;
   using Base::kPolicy;
   using Base::lane_;
   using Base::params_;
   using Base::problem_;
   using Base::shared_;
   using Base::state_;
+  using typename Base::State;
   const Item* item_;
   uint32_t keys_ = 0;  // tiles loaded
   uint32_t values_ = 0;
+  uint32_t biases_ = 0;  // halves of tiles
+  uint32_t groups_ = 0;
   bool has_pending_ = false;
   Tile pending_;
   int last_ = kNone;  // the tile whose V comes next

@@ -3,6 +3,8 @@
 #ifndef TANDEM_BACKEND_CUDA_HOPPER_FORWARD_STATE_CUH_
 #define TANDEM_BACKEND_CUDA_HOPPER_FORWARD_STATE_CUH_
 
+#include <type_traits>
+
 #include "backend_cuda/hopper/instructions.cuh"
 #include "backend_cuda/hopper/params.h"
 #include "backend_cuda/tensor_core.cuh"
@@ -48,7 +50,9 @@ struct Tile {
   static constexpr uint32_t kLast = 1;            // of the row block
   static constexpr uint32_t kStructuredPart = 2;  // lengths and bands hide pairs
   static constexpr uint32_t kDensePart = 4;
-  static constexpr int kPropertyBits = 3;
+  static constexpr uint32_t kWordPart = 8;  // other terms do: there are words of all of them
+  static constexpr uint32_t kNothing = 16;  // nothing of it is visible
+  static constexpr int kPropertyBits = 5;
 
   __device__ __forceinline__ int Index() const { return static_cast<int>(word >> kPropertyBits); }
   __device__ __forceinline__ int FirstKey() const { return Index() * kBlockKeys; }
@@ -57,25 +61,78 @@ struct Tile {
     return (word & kStructuredPart) != 0;
   }
   __device__ __forceinline__ bool HasDensePart() const { return (word & kDensePart) != 0; }
+  __device__ __forceinline__ bool HasWords() const { return (word & (kWordPart | kNothing)) != 0; }
   __device__ __forceinline__ bool IsPartial() const {
-    return (word & (kStructuredPart | kDensePart)) != 0;
+    return (word & (kStructuredPart | kDensePart | kWordPart | kNothing)) != 0;
   }
 };
 
-inline constexpr int kQueryStages = 2;
 // Announced or at work: a warpgroup may be writing an item when another has the Q of the next, and
 // the Q of two more are on their way.
 inline constexpr int kItems = 4;
 
+// What 32 tiles are by the terms of the mask: bit n is the tile that many before the first.
+struct TileGroup {
+  uint32_t visible;
+  uint32_t structured;  // partial by lengths and bands,
+  uint32_t dense;       // a dense term,
+  uint32_t words;       // other terms
+  uint32_t nothing;     // visited although nothing of it is visible
+};
+inline constexpr int kTileGroups = 4;
+
+// The segments of keys or rows, from the least to the most.
+struct SegmentRange {
+  int32_t least;
+  int32_t most;
+};
+inline constexpr int kMostKnownTiles = 256;  // of a sequence, from its first on
+
+// What the threads of a block share for some variants only.
+struct NoWords {};
+template <int kStages, int kRows>
+struct Words {
+  uint64_t tile_known[kStages];
+  uint64_t group_full[kTileGroups];
+  uint64_t group_empty[kTileGroups];
+  TileGroup groups[kTileGroups];
+  SegmentRange segments[core::kMaxSegments][kMostKnownTiles];
+  // Of the tile of a stage and each row: what the four lanes that share it see of it.
+  uint4 words[kStages][kRows];
+
+  __device__ __forceinline__ void InitWordBarriers() {
+    for (uint64_t& barrier : tile_known) InitBarrier(SharedAddress(&barrier), 1);
+    for (uint64_t& barrier : group_full) InitBarrier(SharedAddress(&barrier), 1);
+    for (uint64_t& barrier : group_empty) InitBarrier(SharedAddress(&barrier), 1);
+  }
+};
+struct NoBias {};
+template <int kStages>
+struct BiasBarriers {
+  uint64_t bias_full[kStages];
+  uint64_t bias_empty[kStages];
+
+  __device__ __forceinline__ void InitBiasBarriers(int readers) {
+    for (uint64_t& barrier : bias_full) InitBarrier(SharedAddress(&barrier), 1);
+    for (uint64_t& barrier : bias_empty) InitBarrier(SharedAddress(&barrier), readers);
+  }
+};
+
 // Begins at a multiple of 1024 bytes, after the tiles.
-template <int kHeadDim>
-struct BlockState {
-  static constexpr TilePolicy kPolicy = ForwardPolicy(kHeadDim);
+template <int kHeadDim, Variant kVariant>
+struct BlockState
+    : std::conditional_t<MayHaveWords(kVariant),
+                         Words<ForwardPolicy(kHeadDim, kVariant).stages,
+                               ForwardPolicy(kHeadDim, kVariant).block_rows>,
+                         NoWords>,
+      std::conditional_t<HasBias(kVariant),
+                         BiasBarriers<ForwardPolicy(kHeadDim, kVariant).bias_stages>, NoBias> {
+  static constexpr TilePolicy kPolicy = ForwardPolicy(kHeadDim, kVariant);
 
   // Each has two phases a turn of its buffer: full, by the copies; empty, by every warp that read
   // it.
-  uint64_t query_full[kQueryStages];
-  uint64_t query_empty[kQueryStages];
+  uint64_t query_full[kPolicy.query_stages];
+  uint64_t query_empty[kPolicy.query_stages];
   uint64_t item_full[kItems];
   uint64_t key_full[kPolicy.stages];
   uint64_t key_empty[kPolicy.stages];
@@ -86,16 +143,31 @@ struct BlockState {
   uint32_t non_finite_keys[kBlockKeys / 32];  // of the V tile at work (kCareful)
   RowView views[kItems][kPolicy.block_rows];  // kept up where not every tile is full (kPlain)
 
-  static constexpr int kOffset =
-      kQueryStages * kPolicy.query_bytes + 2 * kPolicy.stages * kPolicy.tile_bytes;
+  // Of the stages of K, V and the bias, after those of Q.
+  static constexpr int kKeyOffset = kPolicy.query_stages * kPolicy.query_bytes;
+  static constexpr int kValueOffset = kKeyOffset + kPolicy.stages * kPolicy.tile_bytes;
+  static constexpr int kBiasOffset = kValueOffset + kPolicy.stages * kPolicy.tile_bytes;
+  static constexpr int kOffset = kBiasOffset + kPolicy.bias_stages * kPolicy.bias_bytes;
 };
 
-template <int kHeadDim>
-inline constexpr int kSharedBytes = BlockState<kHeadDim>::kOffset +
-                                    static_cast<int>(sizeof(BlockState<kHeadDim>));
+template <int kHeadDim, Variant kVariant>
+inline constexpr int kSharedBytes = BlockState<kHeadDim, kVariant>::kOffset +
+                                    static_cast<int>(sizeof(BlockState<kHeadDim, kVariant>));
 
 static __device__ __forceinline__ uint32_t Barrier(const uint64_t& barrier) {
   return SharedAddress(&barrier);
+}
+
+// Whether there are words (params.has_words), where that is not known from the variant.
+template <Variant kVariant>
+static __device__ __forceinline__ bool HasWords(const Params& params) {
+  if constexpr (HasBias(kVariant) || HasAlibi(kVariant)) return params.has_words != 0;
+  return MayHaveWords(kVariant);
+}
+
+// Whether a term gives every row one range, which is then a part of its view (MayHaveWords).
+static __device__ __forceinline__ bool IsOneRange(const core::RowRangesTerm& term) {
+  return term.count == 1;
 }
 
 // The index of a tensor's batch dimension.
@@ -115,13 +187,14 @@ static __device__ __forceinline__ core::TileClass DenseClass(const Problem& prob
                              core::Min<int64_t>(key + kBlockKeys, keys_end));
 }
 
-// What both loading warps know.
-template <int kHeadDim>
+// What the loading warps know.
+template <int kHeadDim, Variant kVariant>
 class LoadingWarp {
  public:
-  static constexpr TilePolicy kPolicy = ForwardPolicy(kHeadDim);
+  static constexpr TilePolicy kPolicy = ForwardPolicy(kHeadDim, kVariant);
+  using State = BlockState<kHeadDim, kVariant>;
 
-  __device__ LoadingWarp(const Params& params, uint32_t shared, BlockState<kHeadDim>& state)
+  __device__ LoadingWarp(const Params& params, uint32_t shared, State& state)
       : params_(params),
         problem_(params.problem),
         shared_(shared),
@@ -132,7 +205,7 @@ class LoadingWarp {
   const Params& params_;
   const Problem& problem_;
   const uint32_t shared_;
-  BlockState<kHeadDim>& state_;
+  State& state_;
   const int lane_;
 };
 

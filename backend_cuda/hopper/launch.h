@@ -25,9 +25,16 @@ bool MakeParams(const core::Problem& problem, void* flags, Params* params);
 bool MakePlaneMap(void* data, core::DType dtype, int64_t rows, int columns, int box_rows,
                   CUtensorMap* map);
 
-// kHeadDim: HeadDimBucket(max(Dqk, Dv)).
+// One of these serves a problem: LaunchBias or LaunchAlibi where there is such a term, else
+// LaunchWords where params.has_words, else LaunchForward. kHeadDim: HeadDimBucket(max(Dqk, Dv)).
 template <core::DType kDType, int kHeadDim>
 cudaError_t LaunchForward(const Params& params, cudaStream_t stream);
+template <core::DType kDType, int kHeadDim>
+cudaError_t LaunchWords(const Params& params, cudaStream_t stream);
+template <core::DType kDType, int kHeadDim>
+cudaError_t LaunchBias(const Params& params, cudaStream_t stream);
+template <core::DType kDType, int kHeadDim>
+cudaError_t LaunchAlibi(const Params& params, cudaStream_t stream);
 
 }  // namespace tandem::cuda::hopper
 

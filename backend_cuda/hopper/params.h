@@ -20,7 +20,9 @@ constexpr int HeadDimBucket(int64_t dim) { return dim <= 64 ? 64 : 128; }
 // them.
 struct TilePolicy {
   int warpgroups;
-  int stages;  // of K, and of V
+  int query_stages;
+  int stages;       // of K, and of V
+  int bias_stages;  // of kBiasKeys columns
   int block_rows;
   int threads;
   bool has_query_in_registers;
@@ -28,12 +30,48 @@ struct TilePolicy {
   int loading_registers;  // of a thread of the others
   int query_bytes;
   int tile_bytes;  // of K or V
+  int bias_bytes;  // of a stage of the bias
 };
 
-constexpr TilePolicy ForwardPolicy(int head_dim) {
+inline constexpr int kBiasKeys = 64;
+
+// What a kernel is compiled for. kPlain: only lengths hide pairs. kMasked: also bands and a dense
+// term (core::SeesIntervals). kWords: all terms. kBias, kAlibi: all terms, and a bias of the type
+// of Q, or ALiBi. The careful ones are for the row blocks whose output has a non-finite element.
+enum class Variant {
+  kPlain,
+  kMasked,
+  kCareful,  // kMasked
+  kWords,
+  kWordsCareful,
+  kBias,
+  kBiasCareful,
+  kAlibi,
+  kAlibiCareful,
+};
+TANDEM_HD constexpr bool IsCareful(Variant variant) {
+  return variant == Variant::kCareful || variant == Variant::kWordsCareful ||
+         variant == Variant::kBiasCareful || variant == Variant::kAlibiCareful;
+}
+TANDEM_HD constexpr bool HasBias(Variant variant) {
+  return variant == Variant::kBias || variant == Variant::kBiasCareful;
+}
+TANDEM_HD constexpr bool HasAlibi(Variant variant) {
+  return variant == Variant::kAlibi || variant == Variant::kAlibiCareful;
+}
+TANDEM_HD constexpr bool MayHaveWords(Variant variant) {
+  return HasBias(variant) || HasAlibi(variant) || variant == Variant::kWords ||
+         variant == Variant::kWordsCareful;
+}
+
+constexpr TilePolicy ForwardPolicy(int head_dim, Variant variant = Variant::kPlain) {
   TilePolicy policy = {};
   policy.warpgroups = head_dim <= 64 ? 3 : 2;
-  policy.stages = head_dim <= 64 ? 4 : 2;
+  // Stages of Q, or of the tiles at head dimension 64, make room for those of the bias.
+  const bool has_bias = HasBias(variant);
+  policy.query_stages = head_dim > 64 && has_bias ? 1 : 2;
+  policy.stages = head_dim > 64 || has_bias ? 2 : 4;
+  policy.bias_stages = has_bias ? 3 : 0;
   policy.block_rows = 64 * policy.warpgroups;
   policy.threads = (policy.warpgroups + 1) * kWarpgroupThreads;
   policy.has_query_in_registers = policy.warpgroups == 2;
@@ -41,13 +79,9 @@ constexpr TilePolicy ForwardPolicy(int head_dim) {
   policy.loading_registers = policy.warpgroups == 3 ? 32 : 40;
   policy.query_bytes = policy.block_rows * head_dim * 2;
   policy.tile_bytes = kBlockKeys * head_dim * 2;
+  policy.bias_bytes = policy.block_rows * kBiasKeys * 2;
   return policy;
 }
-
-// What a kernel is compiled for. kPlain: only lengths hide pairs. kMasked: also bands and a dense
-// term (core::SeesIntervals). kCareful: kMasked, for the row blocks whose output has a non-finite
-// element.
-enum class Variant { kPlain, kMasked, kCareful };
 
 // One byte for each warp of a row block: its output has a non-finite element.
 struct alignas(16) CarefulFlags {
@@ -55,14 +89,25 @@ struct alignas(16) CarefulFlags {
   uint8_t unused[16 - 4 * kMostWarpgroups];
 };
 
+// Where a bias is, whose type is that of Q.
+struct BiasSource {
+  CUtensorMap map;
+  // 1, or 0 where it is broadcast.
+  int32_t per_batch;
+  int32_t per_head;
+  int32_t per_row;
+};
+
 struct Params {
   CUtensorMap query;
   CUtensorMap keys;
   CUtensorMap values;
+  BiasSource bias;
   core::Problem problem;
   CarefulFlags* flags;     // one per row block of each head
   ScoreScale score_scale;  // |scale|: its sign goes into Q
   int32_t row_blocks;      // of the longest sequence
+  int32_t has_words;       // terms leave rows more than an interval of keys (MayHaveWords)
   // What a block of threads takes at a time: a row block of a head, or two, the n-th from the front
   // and the n-th from the back, which together are as long as any other two under a causal mask.
   int32_t units_of_head;

@@ -249,6 +249,36 @@ void AddBiases(Table* table) {
       table->Add(spec);
     }
   }
+  // Of the type of q, rows of whole 16-byte chunks, several tiles, beside each kind of mask.
+  TermSpec prefix = Band(kBottomRight, 100, 0);
+  prefix.prefix = true;
+  const std::vector<TermSpec> masks[] = {
+      {},
+      {Causal(kBottomRight)},
+      {Lengths(true, true), Band(kTopLeft, 150, 20)},
+      {Segments(3, true), Causal(kTopLeft)},
+      {RowRanges(2), Dense(3)},
+      {BlockSparse(48, 80), prefix},
+  };
+  for (const tandem_dtype dtype : {TANDEM_DTYPE_F16, TANDEM_DTYPE_BF16}) {
+    for (size_t m = 0; m < std::size(masks); ++m) {
+      CaseSpec spec = Base("bias_tiles" + std::to_string(m) + "_" + Name(dtype), dtype);
+      const auto& shape = shapes[(m + (dtype == TANDEM_DTYPE_F16 ? 0 : 1)) % 3];
+      spec.bias = {dtype,     shape.rank, shape.batch, shape.head, shape.row,
+                   shape.key, 0.0,        0.0,         0.0,        {}};
+      spec.qk_dim = spec.v_dim = m % 2 == 0 ? 64 : 128;
+      spec.q_heads = 4;
+      spec.q_rows = 333;
+      spec.kv_rows = 456;
+      spec.terms = masks[m];
+      table->Add(spec);
+      spec.name += "_hidden";
+      spec.bias.hidden = 0.3;
+      spec.bias.hidden_rows = 0.2;
+      spec.bias.lowest_rows = 0.2;
+      table->Add(spec);
+    }
+  }
   CaseSpec spec = Base("bias_transposed_conjunction", TANDEM_DTYPE_BF16);
   spec.bias.dtype = TANDEM_DTYPE_F32;
   spec.bias.hidden = 0.2;
@@ -306,6 +336,26 @@ void AddTerms(Table* table) {
     spec.q_rows = 150;
     spec.kv_rows = 200;
     spec.terms = {terms[n]};
+    table->Add(spec);
+  }
+  // Several tiles of rows and keys, some of them empty and some full by these terms.
+  TermSpec window = Band(kBottomRight, 100, 0);
+  window.prefix = true;
+  const std::vector<TermSpec> conjunctions[] = {
+      {window},
+      {Segments(4, true), Causal(kTopLeft)},
+      {Segments(3, false), Lengths(false, true)},
+      {RowRanges(3), Dense(4)},
+      {BlockSparse(96, 48), window},
+      {Segments(2, true), RowRanges(1), BlockSparse(128, 128)},
+  };
+  for (size_t n = 0; n < std::size(conjunctions); ++n) {
+    CaseSpec spec = Base("tiles_conjunction" + std::to_string(n),
+                         n % 2 == 0 ? TANDEM_DTYPE_BF16 : TANDEM_DTYPE_F16);
+    spec.q_rows = 400;
+    spec.kv_rows = 700;
+    spec.qk_dim = spec.v_dim = n % 3 == 0 ? 128 : 64;
+    spec.terms = conjunctions[n];
     table->Add(spec);
   }
   for (uint64_t n = 0; n < 9; ++n) {

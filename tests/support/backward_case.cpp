@@ -102,8 +102,8 @@ tandem_status RunBackward(const Kernel& kernel, BackwardCase& problem,
 
 namespace {
 
-// efficient_cuda_backward.sm90: as the forward kernels of Hopper, but with any strides, and dO of
-// q's type.
+// efficient_cuda_backward.sm90: scores that are nothing but scaled products, rows that see one
+// interval of keys beside dense masks, and dO of q's type.
 bool MustAcceptBackwardOnHopper(const CaseSpec& spec) {
   const auto is_served = [&](const TermSpec& term) {
     return term.kind == TANDEM_MASK_LENGTHS ||

@@ -20,28 +20,28 @@ tandem_dtype NamedType(const std::string& name) {
   return TANDEM_DTYPE_UNSET;
 }
 
-// efficient_cuda.sm90: scores that are nothing but scaled products, rows that see one interval of
-// keys beside dense masks, and tensors that the tensor memory accelerator can copy.
+// efficient_cuda.sm90: scores that are scaled products and a bias of their type, and tensors that
+// the tensor memory accelerator can copy.
 bool MustAcceptOnHopper(const CaseSpec& spec) {
   const auto is_served = [&](const TermSpec& term) {
-    switch (term.kind) {
-      case TANDEM_MASK_LENGTHS:
-        return true;
-      case TANDEM_MASK_BAND:
-        return !term.prefix || (term.left < 0 && !term.widths_per_head);
-      case TANDEM_MASK_DENSE:
-        return spec.kv_offset % 64 == 0;
-      default:
-        return false;
-    }
+    return (term.kind != TANDEM_MASK_DENSE || spec.kv_offset % 64 == 0) &&
+           (term.kind != TANDEM_MASK_BLOCK_SPARSE || std::max(spec.qk_dim, spec.v_dim) > 64);
   };
   const auto is_default = [](const Strides& strides) {
     return strides.order.empty() && strides.padding.empty() && strides.negative == 0 &&
            strides.broadcast == 0;
   };
+  const auto has_whole_chunks = [&](const BiasSpec& bias) {
+    int64_t keys = spec.global_kv_len != 0 ? spec.global_kv_len : spec.kv_rows;
+    if (spec.layout == TANDEM_LAYOUT_THD) {
+      keys = *std::max_element(spec.kv_lens.begin(), spec.kv_lens.end());
+    }
+    return bias.dtype == TANDEM_DTYPE_UNSET ||
+           (bias.dtype == spec.dtype && bias.per_key && keys % 8 == 0 && is_default(bias.strides));
+  };
   return std::max(spec.qk_dim, spec.v_dim) <= 128 && spec.qk_dim % 8 == 0 && spec.v_dim % 8 == 0 &&
-         spec.softcap == 0.0f && spec.bias.dtype == TANDEM_DTYPE_UNSET && spec.alibi_rank == 0 &&
-         spec.dropout_rate == 0.0f && is_default(spec.q_strides) && is_default(spec.k_strides) &&
+         spec.softcap == 0.0f && spec.alibi_rank == 0 && spec.dropout_rate == 0.0f &&
+         has_whole_chunks(spec.bias) && is_default(spec.q_strides) && is_default(spec.k_strides) &&
          is_default(spec.v_strides) && std::all_of(spec.terms.begin(), spec.terms.end(), is_served);
 }
 

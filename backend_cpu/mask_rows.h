@@ -34,11 +34,11 @@ TANDEM_HD int64_t PairHead(const core::Problem& p, const RowPairs& rows, int64_t
   return rows.kv_head * p.group + (rows.first + r) % p.group;
 }
 
-// Class of the tile of 64 keys for all of the rows.
+// Class of the tiles of 64 keys [tile, tile_end) for all of the rows.
 TANDEM_HD core::TileClass ClassifyForRows(const core::Problem& p, const core::Sequence& s,
-                                          const RowPairs& rows, int64_t tile) {
+                                          const RowPairs& rows, int64_t tile, int64_t tile_end) {
   const int64_t first = tile * core::kTile;
-  const int64_t end = core::Min<int64_t>(first + core::kTile, core::LocalKeys(s));
+  const int64_t end = core::Min<int64_t>(tile_end * core::kTile, core::LocalKeys(s));
   core::TileClass result = core::TileClass::kPartial;
   for (int64_t g = 0; g < rows.mask_heads; ++g) {
     const core::TileClass one = core::ClassifyTile(p.mask, s, rows.kv_head * p.group + g,
@@ -47,8 +47,13 @@ TANDEM_HD core::TileClass ClassifyForRows(const core::Problem& p, const core::Se
     if (result == core::TileClass::kPartial) break;
   }
   // The rest of the sequence's last tile is invisible.
-  return result == core::TileClass::kFull && end < first + core::kTile ? core::TileClass::kPartial
-                                                                       : result;
+  return result == core::TileClass::kFull && end < tile_end * core::kTile
+             ? core::TileClass::kPartial
+             : result;
+}
+TANDEM_HD core::TileClass ClassifyForRows(const core::Problem& p, const core::Sequence& s,
+                                          const RowPairs& rows, int64_t tile) {
+  return ClassifyForRows(p, s, rows, tile, tile + 1);
 }
 
 // Keys outside which none of the rows sees anything.

@@ -11,7 +11,7 @@ namespace tandem::cpu {
 namespace {
 
 // More threads than any machine has; a caller's larger number would only make the runtime fail.
-constexpr int64_t kMaxThreads = 1024;
+constexpr int64_t kMaxThreads = kMaxWorkers;
 
 struct Loop {
   std::atomic<int64_t> next;
@@ -28,14 +28,35 @@ void Drain(Loop* loop, int worker) {
   }
 }
 
+// One queue of indices for each worker.
+struct NearLoop {
+  std::atomic<int64_t> next[kMaxWorkers];
+  const int64_t* first;
+  int workers;
+  void (*task)(void* argument, int64_t index, int worker);
+  void* argument;
+};
+
+void Drain(NearLoop* loop, int worker) {
+  for (int n = 0; n < loop->workers; ++n) {
+    const int queue = (worker + n) % loop->workers;
+    for (;;) {
+      const int64_t index = loop->next[queue].fetch_add(1, std::memory_order_relaxed);
+      if (index >= loop->first[queue + 1]) break;
+      loop->task(loop->argument, index, worker);
+    }
+  }
+}
+
 // Each of the executor's tasks is one worker that drains the common counter: indices are handed out
 // dynamically whatever the pool's own policy is, and worker ids are distinct by construction.
-void RunOnExecutor(const tandem_executor& executor, int workers, Loop* loop) {
+template <typename AnyLoop>
+void RunOnExecutor(const tandem_executor& executor, int workers, AnyLoop* loop) {
   try {
     executor.parallel_for(
         executor.context, workers,
         [](void* argument, int64_t index) {
-          Drain(static_cast<Loop*>(argument), static_cast<int>(index));
+          Drain(static_cast<AnyLoop*>(argument), static_cast<int>(index));
         },
         loop);
   } catch (...) {
@@ -80,6 +101,23 @@ void ParallelFor(const core::Context& context, int64_t count,
   for (int64_t index = 0; index < count; ++index) {
     task(argument, index, omp_get_thread_num());
   }
+}
+
+void ParallelForNear(const core::Context& context, int64_t count, const int64_t* first,
+                     void (*task)(void* argument, int64_t index, int worker), void* argument) {
+  const int workers = WorkerCount(context, count);
+  if (workers == 1) {
+    for (int64_t index = 0; index < count; ++index) task(argument, index, 0);
+    return;
+  }
+  NearLoop loop = {{}, first, workers, task, argument};
+  for (int w = 0; w < workers; ++w) loop.next[w].store(first[w], std::memory_order_relaxed);
+  if (context.executor != nullptr) {
+    RunOnExecutor(*context.executor, workers, &loop);
+    return;
+  }
+#pragma omp parallel num_threads(workers)
+  Drain(&loop, omp_get_thread_num());
 }
 
 void* WorkerScratch(int64_t bytes) {

@@ -19,6 +19,15 @@ int WorkerCount(const core::Context& context, int64_t count);
 void ParallelFor(const core::Context& context, int64_t count,
                  void (*task)(void* argument, int64_t index, int worker), void* argument);
 
+// The same, where what neighbouring indices touch is shared: worker w begins with the indices
+// [first[w], first[w + 1]), and takes over what others have left when it is done with them. `first`
+// has WorkerCount(context, count) + 1 entries, from 0 to count.
+void ParallelForNear(const core::Context& context, int64_t count, const int64_t* first,
+                     void (*task)(void* argument, int64_t index, int worker), void* argument);
+
+// As many workers as ParallelForNear may have.
+inline constexpr int kMaxWorkers = 1024;
+
 // The same with a body(index, worker). Static, so that a file of a newer instruction set exports no
 // copy of it.
 template <typename Body>

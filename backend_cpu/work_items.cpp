@@ -57,6 +57,32 @@ int64_t ListWorkItems(const Problem& p, int64_t block_rows, WorkItem* items) {
   return count;
 }
 
+void ShareWorkItems(int64_t workers, WorkItem* items, int64_t count, int64_t* first) {
+  const auto heavier = [](const WorkItem& a, const WorkItem& b) { return a.weight > b.weight; };
+  std::stable_sort(items, items + count, [](const WorkItem& a, const WorkItem& b) {
+    if (a.kv_head != b.kv_head) return a.kv_head < b.kv_head;
+    if (a.batch != b.batch) return a.batch < b.batch;
+    return a.weight > b.weight;
+  });
+  double total = 0;
+  for (int64_t n = 0; n < count; ++n) total += static_cast<double>(items[n].weight);
+  double before = 0;
+  int64_t worker = 0;
+  first[0] = 0;
+  for (int64_t n = 0; n < count; ++n) {
+    const double weight = static_cast<double>(items[n].weight);
+    const double middle = (before + weight / 2) * static_cast<double>(workers) / total;
+    for (; worker + 1 < workers && static_cast<double>(worker + 1) <= middle; ++worker) {
+      first[worker + 1] = n;
+    }
+    before += weight;
+  }
+  for (; worker < workers; ++worker) first[worker + 1] = count;
+  for (int64_t w = 0; w < workers; ++w) {
+    std::stable_sort(items + first[w], items + first[w + 1], heavier);
+  }
+}
+
 int64_t ListSplits(const Problem& p, SplitGroup* groups, int64_t* group_of_split,
                    int64_t* split_count) {
   int64_t count = 0;

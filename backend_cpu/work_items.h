@@ -30,6 +30,11 @@ TANDEM_HD int64_t WorkItemCapacity(const core::Problem& p, int64_t block_rows) {
 // have none.
 int64_t ListWorkItems(const core::Problem& problem, int64_t block_rows, WorkItem* items);
 
+// Orders the items by workers for ParallelForNear: each begins with about the same weight, of as
+// few key heads as can be, so that their keys and values stay in the worker's cache; heaviest
+// first. first: workers + 1 entries.
+void ShareWorkItems(int64_t workers, WorkItem* items, int64_t count, int64_t* first);
+
 // Sequences of so few pairs per key head (decoding) that reading keys and values is the work. They
 // are cut along the keys instead, at a fixed size.
 inline constexpr int64_t kShortPairs = 16;

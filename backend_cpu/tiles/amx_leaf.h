@@ -37,10 +37,16 @@ struct AmxLeaf {
     TANDEM_ISA_INLINE void Zero() {
       __asm__ volatile("tilezero %%tmm%c0" ::"i"(kTile));
     }
-    template <int kTile>
+    // kReadsOnce: what is not soon read again.
+    template <int kTile, bool kReadsOnce = false>
     TANDEM_ISA_INLINE void Load(const void* from) {
-      __asm__ volatile("tileloadd (%1,%2,1), %%tmm%c0" ::"i"(kTile), "r"(from), "r"(int64_t{64}),
-                       "m"(*static_cast<const Bytes*>(from)));
+      if constexpr (kReadsOnce) {
+        __asm__ volatile("tileloaddt1 (%1,%2,1), %%tmm%c0" ::"i"(kTile), "r"(from),
+                         "r"(int64_t{64}), "m"(*static_cast<const Bytes*>(from)));
+      } else {
+        __asm__ volatile("tileloadd (%1,%2,1), %%tmm%c0" ::"i"(kTile), "r"(from), "r"(int64_t{64}),
+                         "m"(*static_cast<const Bytes*>(from)));
+      }
     }
     // To rows kStride floats apart; what lies between them stays.
     template <int kTile, int kStride = 16>
@@ -84,8 +90,9 @@ struct AmxLeaf {
   TANDEM_ISA_INLINE static V LargerVisible(uint64_t bits, V x, V largest) {
     return _mm512_mask_max_ps(largest, static_cast<__mmask16>(bits), x, largest);
   }
-  TANDEM_ISA_INLINE static bool AnyGreater(V a, V b) {
-    return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ) != 0;
+  // Whether some lane of a is above that of b, or NaN.
+  TANDEM_ISA_INLINE static bool AnyAbove(V a, V b) {
+    return _mm512_cmp_ps_mask(a, b, _CMP_NLE_UQ) != 0;
   }
 
   // To the nearest of 8 significant bits, halves away from 0.

@@ -30,7 +30,7 @@ struct EmulatedLeaf {
     void Zero() {
       std::memset(&register_[kTile], 0, sizeof(Register));
     }
-    template <int kTile>
+    template <int kTile, bool /*kReadsOnce*/ = false>
     void Load(const void* from) {
       std::memcpy(&register_[kTile], from, sizeof(Register));
     }
@@ -51,8 +51,8 @@ struct EmulatedLeaf {
 
   template <int kDegree>
   TANDEM_ISA_INLINE static V Exp2(V x) {
-    // max returns its second operand when either is NaN.
-    x = xsimd::max(V(-127.0f), x);
+    // max and min return their second operand when either is NaN. 2^128 is infinity.
+    x = xsimd::min(V(128.0f), xsimd::max(V(-127.0f), x));
     const V floor = _mm256_floor_ps(x);
     const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(floor), _mm256_set1_epi32(127));
     const V power = _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23));
@@ -67,8 +67,8 @@ struct EmulatedLeaf {
   TANDEM_ISA_INLINE static V LargerVisible(uint64_t bits, V x, V largest) {
     return SelectBits(bits, xsimd::max(x, largest), largest);
   }
-  TANDEM_ISA_INLINE static bool AnyGreater(V a, V b) {
-    return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GT_OQ)) != 0;
+  TANDEM_ISA_INLINE static bool AnyAbove(V a, V b) {
+    return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_NLE_UQ)) != 0;
   }
 
   TANDEM_ISA_INLINE static V RoundToBf16(V x) {

@@ -45,12 +45,13 @@ TANDEM_ISA_INLINE void StoreQuadRows(float* c, Tiles* tiles) {
   tiles->template Store<3, kStride>(c + 16 * kStride + 16);
 }
 
-template <class Tiles>
+// kReadsOnce: b is not soon read again, and better not kept in the first cache.
+template <bool kReadsOnce = false, class Tiles>
 TANDEM_ISA_INLINE void LoadOperands(const uint16_t* a, const uint16_t* b, Tiles* tiles) {
   tiles->template Load<4>(a);
-  tiles->template Load<6>(b);
+  tiles->template Load<6, kReadsOnce>(b);
   tiles->template Load<5>(a + kRegisterHalves);
-  tiles->template Load<7>(b + kRegisterHalves);
+  tiles->template Load<7, kReadsOnce>(b + kRegisterHalves);
 }
 
 template <class Tiles>

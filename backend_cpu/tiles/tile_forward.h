@@ -2,7 +2,7 @@
 //
 // A pre-pass packs K and V once per key head. A work item is up to 256 rows of one sequence and key
 // head, as sub-blocks of 32. For each chunk of keys that fits in the L2 cache, each sub-block walks
-// over the tiles of the chunk that it can see, two at a time (a unit). Units form a pipeline: while
+// over the tiles of the chunk that it can see (a tile is a unit). Units form a pipeline: while
 // the softmax of one unit runs, the scores of the next one and the product with V of the one before
 // are computed between its rows (tile_products.h).
 //
@@ -36,6 +36,9 @@ struct TileCall {
   int32_t out_of_memory;
 };
 
+// Units under way: one before the softmax, one in it, one after it.
+inline constexpr int64_t kUnits = 3;
+
 inline constexpr int64_t kItemBlocks = kItemRows / kSubRows;
 
 // What a thread works in, and where it is in the item.
@@ -53,6 +56,7 @@ struct ItemWalk {
   int64_t last_tile;               // end of the item's tiles
   int block;
   int64_t tile;
+  int64_t full_end;  // tiles before it are FULL for the block
 };
 
 // Parts of a thread's scratch.
@@ -60,8 +64,8 @@ struct ItemScratch {
   uint16_t* q;
   float* o;
   RowState* state;
-  float* scores;  // of two units
-  uint16_t* p;    // of two units
+  float* scores;  // of kUnits units
+  uint16_t* p;    // of as many
   float* row;
   int64_t size;
 };
@@ -75,8 +79,10 @@ TANDEM_HD ItemScratch LayOutItemScratch(const TileShape& shape, int64_t blocks, 
   };
   ItemScratch scratch = {};
   // What every step touches first: it then lies in few pages.
-  scratch.scores = reinterpret_cast<float*>(take(2 * 4 * kUnitScores));
-  scratch.p = reinterpret_cast<uint16_t*>(take(2 * 2 * shape.parts * kUnitScores));
+  scratch.scores = reinterpret_cast<float*>(take(kUnits * 4 * kUnitScores));
+  scratch.p = shape.parts <= 2
+                  ? reinterpret_cast<uint16_t*>(scratch.scores)
+                  : reinterpret_cast<uint16_t*>(take(kUnits * 2 * shape.parts * kUnitScores));
   scratch.state = reinterpret_cast<RowState*>(take(blocks * int64_t{sizeof(RowState)}));
   scratch.q = reinterpret_cast<uint16_t*>(
       take(blocks * 2 * shape.parts * shape.depth_steps * 2 * kRegisterHalves));
@@ -87,16 +93,30 @@ TANDEM_HD ItemScratch LayOutItemScratch(const TileShape& shape, int64_t blocks, 
   return scratch;
 }
 
+// The block's first tile in the chunk, and how far all tiles from there on are FULL.
+TANDEM_ISA_INLINE void EnterChunk(ItemWalk* walk) {
+  const core::Problem& p = *walk->call->problem;
+  const core::Interval& tiles = walk->tiles[walk->block];
+  const int64_t begin = core::Max(walk->chunk_begin, tiles.begin);
+  const int64_t end =
+      core::Min(core::Min(walk->chunk_end, tiles.end), core::LocalKeys(walk->s) / core::kTile);
+  walk->tile = begin;
+  walk->full_end = begin;
+  // What these terms say is known from every row and key alone.
+  const bool is_costly = p.mask.row_ranges_count > 0 || p.mask.segments_count > 0;
+  if (begin < end && !is_costly &&
+      ClassifyForRows(p, walk->s, walk->blocks[walk->block].rows, begin, end) ==
+          core::TileClass::kFull) {
+    walk->full_end = end;
+  }
+}
+
 // Moves to the next unit of the item; false at its end.
 TANDEM_ISA_INLINE bool NextUnit(ItemWalk* walk, Unit* unit) {
   const core::Problem& p = *walk->call->problem;
   const TileShape& shape = walk->call->shape;
-  unit->tiles = 0;
-  unit->is_masked = false;
-  unit->block = &walk->blocks[walk->block];
   for (;;) {
     if (walk->tile >= core::Min(walk->chunk_end, walk->tiles[walk->block].end)) {
-      if (unit->tiles > 0) return true;
       if (++walk->block == walk->block_count) {
         if (walk->chunk_end >= walk->last_tile) {
           --walk->block;
@@ -106,29 +126,25 @@ TANDEM_ISA_INLINE bool NextUnit(ItemWalk* walk, Unit* unit) {
         walk->chunk_begin = walk->chunk_end;
         walk->chunk_end += shape.chunk_tiles;
       }
-      walk->tile = core::Max(walk->chunk_begin, walk->tiles[walk->block].begin);
-      unit->block = &walk->blocks[walk->block];
+      EnterChunk(walk);
       continue;
     }
     const int64_t tile = walk->tile++;
+    unit->block = &walk->blocks[walk->block];
     const RowPairs& rows = unit->block->rows;
-    const core::TileClass tile_class = ClassifyForRows(p, walk->s, rows, tile);
+    const core::TileClass tile_class =
+        tile < walk->full_end ? core::TileClass::kFull : ClassifyForRows(p, walk->s, rows, tile);
     if (tile_class == core::TileClass::kEmpty) continue;
-    const int t = unit->tiles;
-    unit->tile[t] = {walk->first_tile.k + tile * shape.parts * shape.k_part,
-                     walk->first_tile.v + tile * shape.parts * shape.v_part,
-                     walk->first_tile.notes + tile};
-    unit->first_key[t] = tile * core::kTile;
-    if (tile_class == core::TileClass::kPartial) {
-      if (FillWords(p, walk->s, rows, tile, unit->words[t]) == 0) continue;
-      if (!unit->is_masked && t == 1) {
-        for (int64_t r = 0; r < kSubRows; ++r) unit->words[0][r] = ~uint64_t{0};
-      }
-      unit->is_masked = true;
-    } else if (unit->is_masked || walk->fills_words || unit->tile[t].notes->left_out != 0) {
-      for (int64_t r = 0; r < kSubRows; ++r) unit->words[t][r] = ~uint64_t{0};
+    unit->is_masked = tile_class == core::TileClass::kPartial;
+    if (unit->is_masked && FillWords(p, walk->s, rows, tile, unit->words) == 0) continue;
+    unit->tile = {walk->first_tile.k + tile * shape.parts * shape.k_part,
+                  walk->first_tile.v + tile * shape.parts * shape.v_part,
+                  walk->first_tile.notes + tile};
+    unit->first_key = tile * core::kTile;
+    if (!unit->is_masked && (walk->fills_words || unit->tile.notes->left_out != 0)) {
+      for (int64_t r = 0; r < kSubRows; ++r) unit->words[r] = ~uint64_t{0};
     }
-    if (++unit->tiles == kUnitTiles) return true;
+    return true;
   }
 }
 
@@ -140,16 +156,10 @@ TANDEM_ISA_INLINE void RunStep(const TileCall& call, ScoreFactor factor, int sco
   const auto step = [&](auto softmax) __attribute__((always_inline)) {
     Step<Leaf, kParts>(call.shape, score_products, next, previous, tiles, softmax);
   };
-  if (unit.tiles == 2) {
-    if (is_masked) {
-      step(UnitSoftmax<Leaf, kParts, true, 2>(unit, factor));
-    } else {
-      step(UnitSoftmax<Leaf, kParts, false, 2>(unit, factor));
-    }
-  } else if (is_masked) {
-    step(UnitSoftmax<Leaf, kParts, true, 1>(unit, factor));
+  if (is_masked) {
+    step(UnitSoftmax<Leaf, kParts, true>(unit, factor));
   } else {
-    step(UnitSoftmax<Leaf, kParts, false, 1>(unit, factor));
+    step(UnitSoftmax<Leaf, kParts, false>(unit, factor));
   }
 }
 
@@ -162,15 +172,15 @@ __attribute__((noinline)) void RunUnits(ItemWalk* walk, const ItemScratch& scrat
   const bool finishes_scores = NeedsFinishedScores(p);
   const int score_products = ScoreProducts(kParts, p.qk_dim);
   typename Leaf::Tiles tiles;
-  Unit units[3];
+  Unit units[kUnits];
   const auto ready = [&](Unit* unit) {
     RedoScores(p, walk->s, *unit);
     if (finishes_scores) FinishUnitScores<typename Leaf::Arch>(p, walk->s, unit);
   };
   int64_t count = 0;
   const auto take = [&](Unit* unit) {
-    unit->scores = scratch.scores + count % 2 * kUnitScores;
-    unit->p = scratch.p + count % 2 * kParts * kUnitScores;
+    unit->scores = scratch.scores + count % kUnits * kUnitScores;
+    unit->p = scratch.p + count % kUnits * core::Max(kParts, 2) * kUnitScores;
     ++count;
     return NextUnit(walk, unit);
   };
@@ -181,7 +191,7 @@ __attribute__((noinline)) void RunUnits(ItemWalk* walk, const ItemScratch& scrat
                      NoWork());
   ready(unit);
   while (unit != nullptr) {
-    Unit* next = &units[count % 3];
+    Unit* next = &units[count % kUnits];
     if (!take(next)) next = nullptr;
     // Finished scores are -inf where invisible.
     RunStep<Leaf, kParts>(call, factor, score_products, next, *unit, previous,
@@ -281,7 +291,7 @@ void RunItem(TileCall* call, const WorkItem& item) {
     walk.chunk_end = walk.chunk_begin + shape.chunk_tiles;
     walk.last_tile = last_tile;
     walk.block = 0;
-    walk.tile = core::Max(walk.chunk_begin, walk.tiles[0].begin);
+    EnterChunk(&walk);
     RunUnits<Leaf, kParts>(&walk, scratch);
   }
   for (int64_t b = 0; b < blocks; ++b) {
@@ -353,8 +363,15 @@ tandem_status RunTiles(const core::Problem& p, void* workspace, const core::Cont
 
   WriteRowsOutsideSequences(p);
   const int64_t pack_tasks = core::CeilDiv(call.layout.places, kPackedTilesPerTask);
-  ParallelFor(context, p.kv_heads * pack_tasks, PackTilesTask<Leaf>, &call);
-  if (call.out_of_memory == 0) ParallelFor(context, item_count, ItemTask<Leaf>, &call);
+  int64_t first[kMaxWorkers + 1];
+  const int64_t pack_count = p.kv_heads * pack_tasks;
+  const int64_t pack_workers = WorkerCount(context, pack_count);
+  for (int64_t w = 0; w <= pack_workers; ++w) first[w] = w * pack_count / pack_workers;
+  ParallelForNear(context, pack_count, first, PackTilesTask<Leaf>, &call);
+  if (call.out_of_memory == 0) {
+    ShareWorkItems(WorkerCount(context, item_count), items, item_count, first);
+    ParallelForNear(context, item_count, first, ItemTask<Leaf>, &call);
+  }
   if (call.out_of_memory != 0 ||
       !RunShortSequences<typename Leaf::Arch>(
           p, static_cast<char*>(workspace) + call.layout.split_offset, context)) {

@@ -12,7 +12,8 @@
 namespace tandem::cpu {
 namespace {
 
-inline constexpr float kHeadroom = 8.0f;  // of the exponent of 2
+// A row's reference moves when some sums of a few of its probabilities exceed this.
+inline constexpr float kLargestSum = 0x1p8f;
 
 // From what the tiles hold to the exponent of 2.
 struct ScoreFactor {
@@ -35,52 +36,54 @@ TANDEM_HD ScoreFactor FactorOf(const core::Problem& p) {
 TANDEM_HD void StartRow(RowState* state, int64_t r) {
   for (int c = 0; c < 16; ++c) state->sum[r][c] = 0.0f;
   state->reference[r] = core::NegativeInfinity();
-  state->offset[r] = 0.0f;
-  state->limit[r] = core::NegativeInfinity();
+  state->offset[r] = core::BitsToFloat(0x7fc00000u);
   state->rescale[r] = 1.0f;
 }
 
-// Row r has a score above its limit. largest: of this unit's visible scores.
+// Row r has a probability above kLargestSum, or NaN as a score or as its offset. Takes the
+// reference up to its largest visible score. word: the visible pairs. Returns the offset for this
+// unit, whose scores may be changed.
 template <class Leaf>
-__attribute__((noinline)) void MoveReference(ScoreFactor factor, float largest, int groups,
-                                             RowState* state, int64_t r, float* scores) {
+__attribute__((noinline, cold)) float MoveReference(ScoreFactor factor, uint64_t word,
+                                                    RowState* state, int64_t r, float* scores) {
   using V = Vector<typename Leaf::Arch>;
   constexpr float kLargestOffset = 0x1p100f;
+  const float nan = core::BitsToFloat(0x7fc00000u);
+  V lanes(core::NegativeInfinity());
+  for (int c = 0; c < core::kTile; c += kLanes<typename Leaf::Arch>) {
+    const V x = V::load_aligned(scores + c / 16 * kScoreGroupStride + c % 16);
+    lanes = Leaf::LargerVisible(word >> c, x, lanes);
+  }
   const float old = state->reference[r];
-  const float m = core::Max(old, largest);
+  const float m = core::Max(old, Largest(lanes));
   const float score = m * factor.to_score;
   // A score that is -inf only after scaling: the row has seen nothing yet.
-  if (score == core::NegativeInfinity()) return;
+  if (score == core::NegativeInfinity()) return 0.0f;
   const float offset = m * factor.to_exponent;
   const bool is_far = offset > kLargestOffset || offset < -kLargestOffset;
   if (m > old) {
-    state->reference[r] = m;
-    state->rescale[r] =
+    const float rescale =
         old == core::NegativeInfinity() ? 1.0f : core::SoftmaxRescale(old * factor.to_score, score);
-    for (int c = 0; c < 16; ++c) state->sum[r][c] *= state->rescale[r];
-    state->any_rescale = state->any_rescale || state->rescale[r] != 1.0f;
-    if (!core::IsFinite(score)) {
-      // A score of +inf makes its row NaN.
-      state->offset[r] = core::BitsToFloat(0x7fc00000u);
-      state->limit[r] = -core::NegativeInfinity();
-      return;
-    }
-    state->offset[r] = is_far ? 0.0f : -offset;
-    state->limit[r] = is_far ? core::NegativeInfinity() : m + kHeadroom / factor.to_exponent;
+    state->reference[r] = m;
+    state->rescale[r] = rescale;
+    for (int c = 0; c < 16; ++c) state->sum[r][c] *= rescale;
+    state->any_rescale = state->any_rescale || rescale != 1.0f;
+    state->offset[r] = is_far ? nan : -offset;
   }
-  if (!is_far) return;
+  // A score of +inf makes its row NaN.
+  if (!core::IsFinite(score)) return nan;
+  if (!is_far) return -offset;
   // The product with the factor might overflow: the difference is taken first, in every unit.
-  for (int g = 0; g < groups; ++g) {
-    for (int c = 0; c < 16; c += kLanes<typename Leaf::Arch>) {
-      float* x = scores + g * kScoreGroupStride + c;
-      (V::load_aligned(x) - V(m)).store_aligned(x);
-    }
+  for (int c = 0; c < core::kTile; c += kLanes<typename Leaf::Arch>) {
+    float* x = scores + c / 16 * kScoreGroupStride + c % 16;
+    (V::load_aligned(x) - V(m)).store_aligned(x);
   }
+  return 0.0f;
 }
 
-// The softmax of a unit of kTiles tiles, half a row at a time, so that it can be mixed with the
-// products of other units.
-template <class Leaf, int kParts, bool kMasked, int kTiles>
+// The softmax of a unit, a row at a time, so that it can be mixed with the products of other units:
+// the mixer's rows are pairs of ours.
+template <class Leaf, int kParts, bool kMasked>
 class UnitSoftmax {
  public:
   using Arch = typename Leaf::Arch;
@@ -90,71 +93,80 @@ class UnitSoftmax {
       : row_count_(unit.block->rows.count),
         scores_(unit.scores),
         p_(unit.p),
-        words_(unit.words[0]),
+        words_(unit.words),
         state_(unit.block->state),
         factor_(factor),
         factors_(factor.to_exponent) {}
 
-  TANDEM_ISA_INLINE int64_t Rows() const { return row_count_; }
-
-  TANDEM_ISA_INLINE void FirstHalf(int64_t r) {
-    float* scores = scores_ + ScoreRow(r);
-    V largest(core::NegativeInfinity());
-#pragma GCC unroll 8
-    for (int g = 0; g < kGroups; ++g) {
-#pragma GCC unroll 2
-      for (int v = 0; v < kVectors; ++v) {
-        const V x = V::load_aligned(scores + g * kScoreGroupStride + v * kLanes<Arch>);
-        largest =
-            kMasked ? Leaf::LargerVisible(Bits(r, g, v), x, largest) : Leaf::Larger(x, largest);
-      }
-    }
-    if (__builtin_expect(Leaf::AnyGreater(largest, V(state_->limit[r])), 0)) {
-      MoveReference<Leaf>(factor_, Largest(largest), kGroups, state_, r, scores);
-    }
-    Exponentiate<0>(r);
+  TANDEM_ISA_INLINE int64_t Rows() const { return (row_count_ + 1) / 2; }
+  TANDEM_ISA_INLINE void FirstHalf(int64_t pair) { AnyRow(2 * pair); }
+  TANDEM_ISA_INLINE void SecondHalf(int64_t pair) {
+    if (2 * pair + 1 < row_count_) AnyRow(2 * pair + 1);
   }
-
-  TANDEM_ISA_INLINE void SecondHalf(int64_t r) { Exponentiate<1>(r); }
 
  private:
-  static constexpr int kGroups = 4 * kTiles;
   static constexpr int kVectors = 16 / kLanes<Arch>;
   static constexpr int kDegree = kParts == 1 ? 3 : 5;
-  static constexpr int64_t kPartStride = kUnitSteps * kProbabilityStepStride;
 
-  TANDEM_ISA_INLINE uint64_t Bits(int64_t r, int g, int v) const {
-    return words_[g / 4 * kSubRows + r] >> (g % 4 * 16 + v * kLanes<Arch>);
-  }
-
-  template <int kHalf>
-  TANDEM_ISA_INLINE void Exponentiate(int64_t r) {
-    const float* scores = scores_ + ScoreRow(r);
-    uint16_t* p = p_ + ProbabilityRow(r);
-    const V offset(state_->offset[r]);
+  struct RowValues {
+    Vectors32<Leaf> p[kUnitSteps];
     V sum[kVectors];
+  };
+
+  TANDEM_ISA_INLINE void AnyRow(int64_t r) {
+    RowValues row;
+    Exponentiate(r, V(state_->offset[r]), &row);
+    bool is_too_large = false;
 #pragma GCC unroll 2
     for (int v = 0; v < kVectors; ++v) {
-      sum[v] = V::load_aligned(state_->sum[r] + v * kLanes<Arch>);
+      is_too_large |= Leaf::AnyAbove(row.sum[v], V(kLargestSum));
     }
+    if (__builtin_expect(is_too_large, 0)) {
+      UnitSoftmax(*this).RowWithMove(r);  // a copy, so that this object stays in registers
+    } else {
+      Store(r, &row);
+    }
+  }
+
+  __attribute__((noinline, cold)) void RowWithMove(int64_t r) {
+    const V offset(MoveReference<Leaf>(factor_, kMasked ? words_[r] : ~uint64_t{0}, state_, r,
+                                       scores_ + ScoreRow(r)));
+    RowValues row;
+    Exponentiate(r, offset, &row);
+    Store(r, &row);
+  }
+
+  TANDEM_ISA_INLINE void Exponentiate(int64_t r, V offset, RowValues* row) {
+    const float* scores = scores_ + ScoreRow(r);
+    const uint64_t word = kMasked ? words_[r] : 0;
 #pragma GCC unroll 2
-    for (int step = kHalf * kTiles; step < (kHalf + 1) * kTiles; ++step) {
-      Vectors32<Leaf> x;
+    for (int step = 0; step < kUnitSteps; ++step) {
 #pragma GCC unroll 4
       for (int n = 0; n < 2 * kVectors; ++n) {
         const int g = 2 * step + n / kVectors;
         const int v = n % kVectors;
         const V exponent = Fma(V::load_aligned(scores + g * kScoreGroupStride + v * kLanes<Arch>),
                                factors_, offset);
-        x[n] = kMasked ? Leaf::template Exp2Visible<kDegree>(Bits(r, g, v), exponent)
-                       : Leaf::template Exp2<kDegree>(exponent);
-        sum[v] = sum[v] + x[n];
+        const V p = kMasked ? Leaf::template Exp2Visible<kDegree>(
+                                  word >> (g * 16 + v * kLanes<Arch>), exponent)
+                            : Leaf::template Exp2<kDegree>(exponent);
+        row->p[step][n] = p;
+        row->sum[v] = g == 0 ? p : row->sum[v] + p;
       }
-      StoreParts<Leaf, kParts>(x, p + step * kProbabilityStepStride, kPartStride);
+    }
+  }
+
+  TANDEM_ISA_INLINE void Store(int64_t r, RowValues* row) {
+    uint16_t* p = p_ + ProbabilityRow(r);
+#pragma GCC unroll 2
+    for (int step = 0; step < kUnitSteps; ++step) {
+      StoreParts<Leaf, kParts>(row->p[step], p + step * ProbabilityStepStride(kParts),
+                               kProbabilityPartStride);
     }
 #pragma GCC unroll 2
     for (int v = 0; v < kVectors; ++v) {
-      sum[v].store_aligned(state_->sum[r] + v * kLanes<Arch>);
+      float* sum = state_->sum[r] + v * kLanes<Arch>;
+      (V::load_aligned(sum) + row->sum[v]).store_aligned(sum);
     }
   }
 

@@ -1,5 +1,4 @@
-// A sub-block of 32 query rows, and a unit of work on it: the scores of one or two tiles of 64
-// keys.
+// A sub-block of 32 query rows, and a unit of work on it: the scores of a tile of 64 keys.
 #ifndef TANDEM_BACKEND_CPU_TILES_UNIT_H_
 #define TANDEM_BACKEND_CPU_TILES_UNIT_H_
 
@@ -9,8 +8,7 @@
 namespace tandem::cpu {
 namespace {
 
-inline constexpr int kUnitTiles = 2;
-inline constexpr int64_t kUnitSteps = kUnitTiles * 2;  // of 32 keys
+inline constexpr int kUnitSteps = core::kTile / 32;
 
 // Softmax state of the rows of a sub-block, in the scores' own units: m is the product of q and k,
 // or the finished score where the problem has terms beyond the scale (HasScoreTerms).
@@ -21,7 +19,6 @@ struct RowState {
   // factor of 2^8 of the exponential. -inf while the row saw nothing.
   float reference[kSubRows];
   float offset[kSubRows];   // -factor * reference
-  float limit[kSubRows];    // a score above it moves the reference
   float rescale[kSubRows];  // of what O holds, where the reference moved
   bool any_rescale;
 };
@@ -36,16 +33,17 @@ struct SubBlock {
 
 struct Unit {
   SubBlock* block;
-  int tiles;
-  bool is_masked;                 // some pair is invisible
-  int64_t first_key[kUnitTiles];  // local
-  KeyTile tile[kUnitTiles];
-  uint64_t words[kUnitTiles][kSubRows];  // the visible pairs
-  float* scores;  // [pair of 16 keys][2 groups of 16 keys][2 groups of 16 rows][256]
-  uint16_t* p;    // [part][step of 32 keys][2 groups of 16 rows][512]
+  bool is_masked;     // some pair is invisible
+  int64_t first_key;  // local
+  KeyTile tile;
+  uint64_t words[kSubRows];  // the visible pairs
+  float* scores;             // [pair of 16 keys][2 groups of 16 keys][2 groups of 16 rows][256]
+  // [step of 32 keys][part][2 groups of 16 rows][512]: a step of two parts takes the place of its
+  // scores.
+  uint16_t* p;
 };
 
-inline constexpr int64_t kUnitScores = kUnitTiles * core::kTile * kSubRows;
+inline constexpr int64_t kUnitScores = core::kTile * kSubRows;
 
 // Where row r's first score is in a unit's, and the way to the next 16.
 TANDEM_HD int64_t ScoreRow(int64_t r) { return r / 16 * kRegisterFloats + r % 16 * 16; }
@@ -53,7 +51,10 @@ inline constexpr int64_t kScoreGroupStride = 2 * kRegisterFloats;
 
 // The same of probabilities, 32 at a time.
 TANDEM_HD int64_t ProbabilityRow(int64_t r) { return r / 16 * kRegisterHalves + r % 16 * 32; }
-inline constexpr int64_t kProbabilityStepStride = 2 * kRegisterHalves;
+inline constexpr int64_t kProbabilityPartStride = 2 * kRegisterHalves;
+TANDEM_HD constexpr int64_t ProbabilityStepStride(int parts) {
+  return (parts <= 2 ? 2 : parts) * kProbabilityPartStride;
+}
 
 // The same of O, 16 columns at a time.
 TANDEM_HD int64_t OutputRow(int64_t r) { return r / 16 * kRegisterFloats + r % 16 * 16; }

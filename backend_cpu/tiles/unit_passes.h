@@ -12,27 +12,24 @@ namespace {
 // either.
 TANDEM_HD void RedoScores(const core::Problem& p, const core::Sequence& s, const Unit& unit) {
   const RowPairs& rows = unit.block->rows;
-  for (int t = 0; t < unit.tiles; ++t) {
-    const uint64_t careful_keys = unit.tile[t].notes->careful_keys;
-    if (unit.block->careful_rows == 0 && careful_keys == 0) continue;
-    const int64_t first = unit.first_key[t];
-    const int64_t count = core::Min<int64_t>(core::kTile, core::LocalKeys(s) - first);
-    for (int64_t r = 0; r < rows.count; ++r) {
-      const int64_t i = PairRow(p, rows, r);
-      if (!core::RowExists(s, i)) continue;
-      const bool is_careful_row = ((unit.block->careful_rows >> r) & 1u) != 0;
-      const int64_t q = core::QueryOffset(p.q, s, PairHead(p, rows, r), i);
-      float* scores = unit.scores + ScoreRow(r) + t * 4 * kScoreGroupStride;
-      for (int64_t j = 0; j < count; ++j) {
-        if (!is_careful_row && ((careful_keys >> j) & 1u) == 0) continue;
-        const int64_t k = core::KeyRowOffset(p, p.k, s, rows.kv_head, first + j);
-        float sum = 0.0f;
-        for (int64_t d = 0; d < p.qk_dim; ++d) {
-          sum += core::LoadFloat(p.q.data, p.dtype, q + d * p.q.column_stride) *
-                 core::LoadFloat(p.k.data, p.dtype, k + d * p.k.column_stride);
-        }
-        scores[j / 16 * kScoreGroupStride + j % 16] = sum;
+  const uint64_t careful_keys = unit.tile.notes->careful_keys;
+  if (unit.block->careful_rows == 0 && careful_keys == 0) return;
+  const int64_t count = core::Min<int64_t>(core::kTile, core::LocalKeys(s) - unit.first_key);
+  for (int64_t r = 0; r < rows.count; ++r) {
+    const int64_t i = PairRow(p, rows, r);
+    if (!core::RowExists(s, i)) continue;
+    const bool is_careful_row = ((unit.block->careful_rows >> r) & 1u) != 0;
+    const int64_t q = core::QueryOffset(p.q, s, PairHead(p, rows, r), i);
+    float* scores = unit.scores + ScoreRow(r);
+    for (int64_t j = 0; j < count; ++j) {
+      if (!is_careful_row && ((careful_keys >> j) & 1u) == 0) continue;
+      const int64_t k = core::KeyRowOffset(p, p.k, s, rows.kv_head, unit.first_key + j);
+      float sum = 0.0f;
+      for (int64_t d = 0; d < p.qk_dim; ++d) {
+        sum += core::LoadFloat(p.q.data, p.dtype, q + d * p.q.column_stride) *
+               core::LoadFloat(p.k.data, p.dtype, k + d * p.k.column_stride);
       }
+      scores[j / 16 * kScoreGroupStride + j % 16] = sum;
     }
   }
 }
@@ -44,18 +41,15 @@ __attribute__((noinline)) void FinishUnitScores(const core::Problem& p, const co
   using V = Vector<Arch>;
   const RowPairs& rows = unit->block->rows;
   alignas(64) float line[core::kTile];
-  for (int t = 0; t < unit->tiles; ++t) {
-    for (int64_t r = 0; r < rows.count; ++r) {
-      const Row row = {PairRow(p, rows, r), PairHead(p, rows, r), 0.0f, 0.0f, 1.0f};
-      float* scores = unit->scores + ScoreRow(r) + t * 4 * kScoreGroupStride;
-      for (int64_t c = 0; c < core::kTile; c += kLanes<Arch>) {
-        V::load_aligned(scores + c / 16 * kScoreGroupStride + c % 16).store_aligned(line + c);
-      }
-      unit->words[t][r] =
-          FinishScores<Arch>(p, s, row, unit->first_key[t], unit->words[t][r], line);
-      for (int64_t c = 0; c < core::kTile; c += kLanes<Arch>) {
-        V::load_aligned(line + c).store_aligned(scores + c / 16 * kScoreGroupStride + c % 16);
-      }
+  for (int64_t r = 0; r < rows.count; ++r) {
+    const Row row = {PairRow(p, rows, r), PairHead(p, rows, r), 0.0f, 0.0f, 1.0f};
+    float* scores = unit->scores + ScoreRow(r);
+    for (int64_t c = 0; c < core::kTile; c += kLanes<Arch>) {
+      V::load_aligned(scores + c / 16 * kScoreGroupStride + c % 16).store_aligned(line + c);
+    }
+    unit->words[r] = FinishScores<Arch>(p, s, row, unit->first_key, unit->words[r], line);
+    for (int64_t c = 0; c < core::kTile; c += kLanes<Arch>) {
+      V::load_aligned(line + c).store_aligned(scores + c / 16 * kScoreGroupStride + c % 16);
     }
   }
 }
@@ -64,19 +58,15 @@ __attribute__((noinline)) void FinishUnitScores(const core::Problem& p, const co
 TANDEM_HD void DropProbabilities(const core::Problem& p, const core::Sequence& s, int parts,
                                  Unit* unit) {
   const RowPairs& rows = unit->block->rows;
-  for (int t = 0; t < unit->tiles; ++t) {
-    for (int64_t r = 0; r < rows.count; ++r) {
-      const uint64_t keep =
-          KeepWord(p.dropout, s.batch * p.q_heads + PairHead(p, rows, r),
-                   s.q_offset + PairRow(p, rows, r), s.kv_offset + unit->first_key[t]);
-      unit->words[t][r] &= keep;
-      uint16_t* row = unit->p + ProbabilityRow(r) + t * 2 * kProbabilityStepStride;
-      for (int64_t j = 0; j < core::kTile; ++j) {
-        if ((keep >> j) & 1u) continue;
-        for (int part = 0; part < parts; ++part) {
-          row[part * kUnitSteps * kProbabilityStepStride + j / 32 * kProbabilityStepStride +
-              j % 32] = 0;
-        }
+  for (int64_t r = 0; r < rows.count; ++r) {
+    const uint64_t keep = KeepWord(p.dropout, s.batch * p.q_heads + PairHead(p, rows, r),
+                                   s.q_offset + PairRow(p, rows, r), s.kv_offset + unit->first_key);
+    unit->words[r] &= keep;
+    uint16_t* row = unit->p + ProbabilityRow(r);
+    for (int64_t j = 0; j < core::kTile; ++j) {
+      if ((keep >> j) & 1u) continue;
+      for (int part = 0; part < parts; ++part) {
+        row[j / 32 * ProbabilityStepStride(parts) + part * kProbabilityPartStride + j % 32] = 0;
       }
     }
   }
@@ -86,26 +76,25 @@ TANDEM_HD void DropProbabilities(const core::Problem& p, const core::Sequence& s
 // visible and kept.
 TANDEM_HD void AddLeftOutValues(const core::Problem& p, const core::Sequence& s, int parts,
                                 const Unit& unit) {
+  const uint64_t left_out = unit.tile.notes->left_out;
+  if (left_out == 0) return;
   const SubBlock& block = *unit.block;
   const PartRange range = ValueRange(p.dtype);
-  for (int t = 0; t < unit.tiles; ++t) {
-    if (unit.tile[t].notes->left_out == 0) continue;
-    for (int64_t j = 0; j < core::kTile; ++j) {
-      if (((unit.tile[t].notes->left_out >> j) & 1u) == 0) continue;
-      const int64_t v = core::KeyRowOffset(p, p.v, s, block.rows.kv_head, unit.first_key[t] + j);
-      for (int64_t c = 0; c < p.v_dim; ++c) {
-        const float value = core::LoadFloat(p.v.data, p.dtype, v + c * p.v.column_stride);
-        if (IsInRange(range, value)) continue;
-        for (int64_t r = 0; r < block.rows.count; ++r) {
-          if (((unit.words[t][r] >> j) & 1u) == 0) continue;
-          const uint16_t* row =
-              unit.p + ProbabilityRow(r) + (t * 2 + j / 32) * kProbabilityStepStride + j % 32;
-          float probability = 0.0f;
-          for (int part = parts - 1; part >= 0; --part) {
-            probability += core::Bf16ToFloat(row[part * kUnitSteps * kProbabilityStepStride]);
-          }
-          block.o[OutputRow(r) + c / 16 * kOutputGroupStride + c % 16] += probability * value;
+  for (int64_t j = 0; j < core::kTile; ++j) {
+    if (((left_out >> j) & 1u) == 0) continue;
+    const int64_t v = core::KeyRowOffset(p, p.v, s, block.rows.kv_head, unit.first_key + j);
+    for (int64_t c = 0; c < p.v_dim; ++c) {
+      const float value = core::LoadFloat(p.v.data, p.dtype, v + c * p.v.column_stride);
+      if (IsInRange(range, value)) continue;
+      for (int64_t r = 0; r < block.rows.count; ++r) {
+        if (((unit.words[r] >> j) & 1u) == 0) continue;
+        const uint16_t* row =
+            unit.p + ProbabilityRow(r) + j / 32 * ProbabilityStepStride(parts) + j % 32;
+        float probability = 0.0f;
+        for (int part = parts - 1; part >= 0; --part) {
+          probability += core::Bf16ToFloat(row[part * kProbabilityPartStride]);
         }
+        block.o[OutputRow(r) + c / 16 * kOutputGroupStride + c % 16] += probability * value;
       }
     }
   }

@@ -176,6 +176,7 @@ core::Problem StructureOf(const core::Problem& problem) {
       KeepPresence(&list->indices);
     }
   }
+  KeepPresence(&s.page_table.pages);
   KeepPresence(&s.alibi_slopes);
   KeepPresence(&s.sink);
   KeepPresence(&s.dsink);

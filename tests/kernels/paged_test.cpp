@@ -2,6 +2,8 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cstdlib>
+#include <memory>
 #include <numeric>
 
 #include "tests/kernels/agreement.h"
@@ -164,6 +166,27 @@ TEST(Paged, SequencesMayShareAPage) {
   for (int64_t c = 0; c < 32; ++c) {
     EXPECT_EQ(problem.out().Get({3, 0, 5, c}), problem.out().Get({0, 0, 5, c}));
   }
+}
+
+TEST(Paged, APlanServesAnyTableOfItsShape) {
+  Case problem(PagedSpec(TANDEM_DTYPE_F32, 1));
+  Pages pages(problem, 64);
+  tandem_plan* plan = nullptr;
+  ASSERT_EQ(tandem_plan_create(&pages.problem(), &problem.outputs(), nullptr, nullptr, &plan),
+            TANDEM_STATUS_OK)
+      << tandem_last_error();
+  Tensor elsewhere(TANDEM_DTYPE_I32, pages.table().shape());
+  elsewhere.ForEach(
+      [&](std::span<const int64_t> index) { elsewhere.Set(index, pages.table().Get(index)); });
+  pages.problem().block_table = elsewhere.get();
+  const size_t size = tandem_plan_workspace_size(plan);
+  const std::unique_ptr<void, decltype(&std::free)> workspace(
+      std::aligned_alloc(256, (size + 256) & ~size_t{255}), &std::free);
+  EXPECT_EQ(tandem_plan_run(plan, &pages.problem(), &problem.outputs(), nullptr, workspace.get(),
+                            size, nullptr),
+            TANDEM_STATUS_OK)
+      << tandem_last_error();
+  tandem_plan_destroy(plan);
 }
 
 TEST(Paged, SaysWhatIsWrong) {

@@ -149,6 +149,87 @@ __global__ void __launch_bounds__(32 * kMergeWarps, kTurns* kColumns > 32 ? 2 : 
   if (threadIdx.x == 0) StoreLse(p, s, head, row, end.lse);
 }
 
+constexpr int kFewSplits = 2 * kMergeWarps;
+constexpr int kFewColumns = 4 * kWarpSize;
+
+// MergeSplitsKernel for problems with so few splits and columns, in multiples of four: a warp to a
+// row, so that few blocks are needed, which find room beside those of the splits. The same sums in
+// the same order.
+__global__ void __launch_bounds__(kThreads, 8)
+    MergeFewSplitsKernel(const __grid_constant__ ForwardParams params) {
+  const core::Problem& p = params.problem;
+  const PartialResults& partials = params.partials;
+  const uint32_t index = blockIdx.x * (kThreads / kWarpSize) + threadIdx.x / kWarpSize;
+  const auto rows = static_cast<uint32_t>(partials.rows);
+  const auto q_heads = static_cast<uint32_t>(p.q_heads);
+  const int64_t row = index % rows;
+  const int64_t head = index / rows % q_heads;
+  const int64_t batch = index / rows / q_heads;
+  if (batch >= p.batch) return;
+  const int lane = threadIdx.x % kWarpSize;
+  int32_t status = 0;
+  const core::Sequence s = core::ResolveSequence(p, batch, &status);
+  const int splits = static_cast<int>(SplitCount(s));
+  WaitForEarlierLaunch();
+  if (!IsShort(p, s) || row >= s.q_rows || splits <= 1) return;
+  const int64_t first = PartialIndex(partials, p.q_heads, batch, head, row);
+  const float own_maximum =
+      lane < splits ? partials.maximum[first + lane] : core::NegativeInfinity();
+  const float own_sum = lane < splits ? partials.sum[first + lane] : 0.0f;
+
+  const float4* const output =
+      reinterpret_cast<const float4*>(partials.output + first * p.v_dim) + lane;
+  const int stride = static_cast<int>(p.v_dim / 4);  // of splits
+  const auto load = [&](int split) {
+    return split < splits && lane < stride ? output[split * stride]
+                                           : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+  };
+  float maximum = own_maximum;
+  for (int lanes = kWarpSize / 2; lanes > 0; lanes /= 2) {
+    maximum = core::MaxKeepNan(maximum, __shfl_xor_sync(~0u, maximum, lanes));
+  }
+  const float own_weight = core::SoftmaxRescale(own_maximum, maximum);
+  float sum = own_sum * own_weight;
+  for (int lanes = kWarpSize / 2; lanes > 0; lanes /= 2) {
+    sum += __shfl_xor_sync(~0u, sum, lanes);
+  }
+  float4 value = {};
+#pragma unroll
+  for (int half = 0; half < kMergeWarps; half += kMergeWarps / 2) {
+    float4 part[kMergeWarps / 2][2];
+#pragma unroll
+    for (int n = 0; n < kMergeWarps / 2; ++n) {
+      part[n][0] = load(half + n);
+      part[n][1] = load(half + n + kMergeWarps);
+    }
+#pragma unroll
+    for (int n = 0; n < kMergeWarps / 2; ++n) {
+      float4 both = {};
+#pragma unroll
+      for (int turn = 0; turn < 2; ++turn) {
+        const float weight = __shfl_sync(~0u, own_weight, half + n + turn * kMergeWarps);
+        both.x = fmaf(part[n][turn].x, weight, both.x);
+        both.y = fmaf(part[n][turn].y, weight, both.y);
+        both.z = fmaf(part[n][turn].z, weight, both.z);
+        both.w = fmaf(part[n][turn].w, weight, both.w);
+      }
+      value.x += both.x;
+      value.y += both.y;
+      value.z += both.z;
+      value.w += both.w;
+    }
+  }
+  const RowEnd end = FinishRow(p, s, head, row, maximum, sum);
+  if (lane < stride) {
+    const float values[4] = {value.x, value.y, value.z, value.w};
+#pragma unroll
+    for (int c = 0; c < 4; ++c) {
+      StoreOutput(p, s, head, row, 4 * lane + c, end.is_empty ? 0.0f : values[c] * end.factor);
+    }
+  }
+  if (lane == 0) StoreLse(p, s, head, row, end.lse);
+}
+
 // The merge with as few turns as the splits of a problem need.
 template <int kColumns>
 const void* MergeKernel(const ForwardParams& params) {
@@ -199,10 +280,14 @@ cudaError_t LaunchMergeSplits(const ForwardParams& params, cudaStream_t stream) 
   cudaLaunchAttribute attribute = {};
   attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attribute.val.programmaticStreamSerializationAllowed = 1;
+  const bool is_few =
+      params.partials.splits <= kFewSplits && p.v_dim <= kFewColumns && p.v_dim % 4 == 0;
   cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(static_cast<unsigned>(blocks));
-  config.blockDim =
-      dim3(32 * static_cast<unsigned>(core::Min<int64_t>(kMergeWarps, params.partials.splits)));
+  config.gridDim = dim3(static_cast<unsigned>(
+      is_few ? core::CeilDiv<int64_t>(blocks, kThreads / kWarpSize) : blocks));
+  config.blockDim = dim3(is_few ? kThreads
+                                : kWarpSize * static_cast<unsigned>(core::Min<int64_t>(
+                                                  kMergeWarps, params.partials.splits)));
   config.stream = stream;
   config.attrs = &attribute;
   config.numAttrs = major == 9 ? 1 : 0;
@@ -211,6 +296,7 @@ cudaError_t LaunchMergeSplits(const ForwardParams& params, cudaStream_t stream) 
   constexpr int kMostColumns = kMaxHeadDim / 32;
   const void* kernel = p.v_dim <= kMaxHeadDim / 2 ? MergeKernel<kMostColumns / 2>(params)
                                                   : MergeKernel<kMostColumns>(params);
+  if (is_few) kernel = reinterpret_cast<const void*>(&MergeFewSplitsKernel);
   return cudaLaunchKernelExC(&config, kernel, arguments);
 }
 

@@ -27,8 +27,8 @@ inline cudaError_t LaunchShared(const void* kernel, dim3 grid, int threads, int 
                           stream);
 }
 
-// The forward pass of the sequences that are not short, and of those that are, up to the merge of
-// their splits. kHeadDim: HeadDimBucket(max(Dqk, Dv)). params: problem and workspace are set.
+// The forward pass of the sequences that are not short, and of those that are. kHeadDim:
+// HeadDimBucket(max(Dqk, Dv)). params: problem and workspace are set.
 template <core::DType kDType, int kHeadDim>
 cudaError_t LaunchForwardTiles(ForwardParams params, cudaStream_t stream);
 template <core::DType kDType, int kHeadDim>

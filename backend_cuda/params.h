@@ -24,7 +24,9 @@ TANDEM_HD int64_t SplitKeys(const core::Sequence& s) {
       core::Max<int64_t>(core::CeilDiv(core::LocalKeys(s), kMostSplits), 1), kShortestSplit);
 }
 TANDEM_HD int64_t SplitCount(const core::Sequence& s) {
-  return core::CeilDiv(core::LocalKeys(s), SplitKeys(s));
+  // In 32 bits, where divisions are short.
+  return core::CeilDiv(static_cast<uint32_t>(core::LocalKeys(s)),
+                       static_cast<uint32_t>(SplitKeys(s)));
 }
 
 TANDEM_HD int64_t MaxShortRows(int64_t group) {
@@ -100,6 +102,7 @@ struct ForwardParams {
   int32_t bias_bytes;      // of an element, where tiles of the bias are staged; else 0
   int32_t has_chunks;      // rows of K and V are whole 16-byte chunks at multiples of 16 bytes,
   int32_t has_whole_rows;  // and so are those of Q, and all are as long as a tile's
+  int32_t stages;          // of the streaming kernel
 };
 
 TANDEM_HD int64_t PartialIndex(const PartialResults& partials, int64_t q_heads, int64_t batch,

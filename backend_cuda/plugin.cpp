@@ -177,8 +177,10 @@ bool DeclineForward(const Problem& problem, Text* reason) {
     Format(reason, "it serves head dimensions up to %d, and these are %lld (q, k) and %lld (v)",
            kMaxHeadDim, static_cast<long long>(problem.qk_dim),
            static_cast<long long>(problem.v_dim));
-  } else if (problem.has_block_table) {
-    Format(reason, "paged keys and values are not built yet");
+  } else if (problem.has_block_table && MayBeLong(problem)) {
+    Format(reason, "it serves paged keys and values with up to %lld query rows, and these are %lld",
+           static_cast<long long>(MaxShortRows(problem.group)),
+           static_cast<long long>(problem.q_rows));
   } else if (problem.has_kv_cache) {
     Format(reason, "key and value caches (kv_cache) are in host memory");
   } else {
@@ -202,8 +204,7 @@ cudaError_t LaunchShort(const ForwardParams& params, cudaStream_t stream) {
     if (error != cudaSuccess) return error;
   }
   if (!MayBeShort(params.problem)) return cudaSuccess;
-  const cudaError_t error = LaunchForwardShort<kDType, kHeadDim>(params, stream);
-  return error != cudaSuccess ? error : LaunchMergeSplits(params, stream);
+  return LaunchForwardShort<kDType, kHeadDim>(params, stream);
 }
 
 template <DType kDType, int kHeadDim>
@@ -248,7 +249,10 @@ tandem_status RunBackward(const Problem& problem, void* workspace, const Context
 
 template <DType kDType>
 bool DeclineHopper(const Problem& problem, Text* reason) {
-  return DeclineForward<kDType>(problem, reason) || hopper::Declines(problem, reason);
+  if (DeclineForward<kDType>(problem, reason)) return true;
+  if (!problem.has_block_table) return hopper::Declines(problem, reason);
+  Format(reason, "paged keys and values are served by the kernels for all GPUs");
+  return true;
 }
 
 int64_t HopperWorkspaceSize(const Problem& problem) {

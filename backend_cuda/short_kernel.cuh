@@ -1,5 +1,5 @@
-// The portable forward kernel for short queries, decoding above all: it reads keys and values once
-// and keeps the memory busy.
+// The portable forward kernel for short queries with any terms; stream_kernel.cuh serves those with
+// lengths alone.
 //
 // The keys of a sequence are split at multiples of SplitKeys. A block serves 16 rows of the query
 // rows and heads that share a key head (row n is row n / group, head n % group of the group) and
@@ -181,7 +181,7 @@ class ShortBlock {
   __device__ __forceinline__ void StartLoads(int step, int stage) {
     const int64_t keys = core::LocalKeys(s_);
     if constexpr (!kIsF32) {
-      if (params_.has_chunks) {
+      if (params_.has_chunks && !problem_.has_block_table) {
         const uint32_t target = Column::Target(SharedAddress(Tile(stage, false)), lane_);
         CopyRows(target, key_chunk_, params_.key_steps, step);
         CopyRows(target + kPolicy.tile_bytes, value_chunk_, params_.value_steps, step);
@@ -191,11 +191,21 @@ class ShortBlock {
       if (lane_ == 0) state_.key_flags[warp_] = state_.value_flags[warp_] = 0;
       __syncwarp();
     }
+    if (problem_.has_block_table) {
+      StagePagedElements<kDType, kHeadDim, 16, kWarpSize, TileUse::kScores>(
+          problem_, s_, KvHead(), StepKey(step), Tile(stage, false), &state_.key_flags[warp_],
+          lane_);
+      StagePagedElements<kDType, kHeadDim, 16, kWarpSize, TileUse::kValues>(
+          problem_, s_, KvHead(), StepKey(step), Tile(stage, true), &state_.value_flags[warp_],
+          lane_);
+      return;
+    }
     StageElements<kDType, kHeadDim, 16, kWarpSize, TileUse::kScores>(
         keys_, StepKey(step), keys, Tile(stage, false), &state_.key_flags[warp_], lane_);
     StageElements<kDType, kHeadDim, 16, kWarpSize, TileUse::kValues>(
         values_, StepKey(step), keys, Tile(stage, true), &state_.value_flags[warp_], lane_);
   }
+  __device__ __forceinline__ int64_t KvHead() const { return rows_.head / problem_.group; }
 
   __device__ __forceinline__ void CopyRows(uint32_t target, const char* from,
                                            const CopySteps& steps, int step) const {
@@ -316,7 +326,9 @@ class ShortBlock {
     if constexpr (kIsF32) {
       const uint64_t taken_out = state_.value_flags[warp_];
       attention_.AddTakenOutValues(packed, bits, taken_out, values_, [&](int key) {
-        return values_.base + (first_key + key) * values_.row_stride * kElementBytes<kDType>;
+        return static_cast<const char*>(problem_.v.data) +
+               core::KeyRowOffset(problem_, problem_.v, s_, KvHead(), first_key + key) *
+                   kElementBytes<kDType>;
       });
     } else if (hides_pairs) {
       has_taken_out =
@@ -327,8 +339,13 @@ class ShortBlock {
     if constexpr (!kIsF32) {
       if (!has_taken_out) return;
       __syncwarp();
-      StageElements<kDType, kHeadDim, 16, kWarpSize, TileUse::kValues>(
-          values_, first_key, core::LocalKeys(s_), tile, nullptr, lane_);
+      if (problem_.has_block_table) {
+        StagePagedElements<kDType, kHeadDim, 16, kWarpSize, TileUse::kValues>(
+            problem_, s_, KvHead(), first_key, tile, nullptr, lane_);
+      } else {
+        StageElements<kDType, kHeadDim, 16, kWarpSize, TileUse::kValues>(
+            values_, first_key, core::LocalKeys(s_), tile, nullptr, lane_);
+      }
       CommitCopies();
       WaitCopies<0>();
       __syncwarp();

@@ -123,6 +123,28 @@ __device__ __forceinline__ void SplitChunk(float (&x)[8], char* shared, int plan
   }
 }
 
+// Stages `count` elements of a row as one chunk of a tile.
+template <DType kDType, TileUse kUse>
+__device__ __forceinline__ void StageChunk(const char* from, int64_t column_stride, int count,
+                                           char* target, int plane_bytes, uint64_t* flags,
+                                           int row) {
+  if constexpr (kDType == DType::kF32) {
+    float x[8];
+#pragma unroll
+    for (int e = 0; e < 8; ++e) {
+      x[e] = e < count ? reinterpret_cast<const float*>(from)[e * column_stride] : 0.0f;
+    }
+    SplitChunk<kUse>(x, target, plane_bytes, flags, row);
+  } else {
+    uint32_t x[8];
+#pragma unroll
+    for (int e = 0; e < 8; ++e) {
+      x[e] = e < count ? reinterpret_cast<const uint16_t*>(from)[e * column_stride] : 0u;
+    }
+    StoreChunk(target, x[0] | x[1] << 16, x[2] | x[3] << 16, x[4] | x[5] << 16, x[6] | x[7] << 16);
+  }
+}
+
 // StageTile for rows that 16-byte copies cannot serve. A call: it is rare and its callers have no
 // registers to spare. Its arguments go by value: a reference would put them into local memory.
 template <DType kDType, int kHeadDim, int kRows, int kThreads, TileUse kUse>
@@ -136,26 +158,43 @@ static __device__ __noinline__ void StageElements(RowSource source, int64_t firs
     const char* from =
         source.base + ((first_row + row) * source.row_stride + column * source.column_stride) *
                           kElementBytes<kDType>;
-    char* target = shared + ChunkOffset<kHeadDim>(row, c % kChunks);
-    if constexpr (kDType == DType::kF32) {
-      float x[8];
-#pragma unroll
-      for (int e = 0; e < 8; ++e) {
-        x[e] = e < columns_left ? reinterpret_cast<const float*>(from)[e * source.column_stride]
-                                : 0.0f;
-      }
-      SplitChunk<kUse>(x, target, kRows * kHeadDim * 2, flags, row);
-    } else {
-      uint32_t x[8];
-#pragma unroll
-      for (int e = 0; e < 8; ++e) {
-        x[e] = e < columns_left ? reinterpret_cast<const uint16_t*>(from)[e * source.column_stride]
-                                : 0u;
-      }
-      StoreChunk(target, x[0] | x[1] << 16, x[2] | x[3] << 16, x[4] | x[5] << 16,
-                 x[6] | x[7] << 16);
-    }
+    StageChunk<kDType, kUse>(from, source.column_stride, columns_left,
+                             shared + ChunkOffset<kHeadDim>(row, c % kChunks), kRows * kHeadDim * 2,
+                             flags, row);
   }
+}
+
+// The same for paged keys or values. Pages outside the tensors are reported; others are read in
+// their place.
+template <DType kDType, int kHeadDim, int kRows, int kThreads, TileUse kUse>
+static __device__ __noinline__ void StagePagedElements(const core::Problem& problem,
+                                                       const core::Sequence& s, int64_t kv_head,
+                                                       int64_t first_row, char* shared,
+                                                       uint64_t* flags, int thread) {
+  constexpr int kChunks = kHeadDim / 8;
+  const core::Array4& array = kUse == TileUse::kScores ? problem.k : problem.v;
+  const int64_t columns = kUse == TileUse::kScores ? problem.qk_dim : problem.v_dim;
+  const int64_t rows = core::LocalKeys(s);
+  int32_t status = 0;
+  for (int c = thread; c < kRows * kChunks; c += kThreads) {
+    const int row = c / kChunks;
+    const int column = c % kChunks * 8;
+    const char* from = static_cast<const char*>(array.data);
+    int count = 0;
+    if (first_row + row < rows) {
+      count = static_cast<int>(core::Clamp<int64_t>(columns - column, 0, 8));
+      const int64_t page_size = problem.page_table.page_size;
+      const int64_t page =
+          core::LoadPage(problem.page_table, s.batch, (first_row + row) / page_size, &status);
+      from += (page * array.batch_stride + kv_head * array.head_stride +
+               (first_row + row) % page_size * array.row_stride + column * array.column_stride) *
+              kElementBytes<kDType>;
+    }
+    StageChunk<kDType, kUse>(from, array.column_stride, count,
+                             shared + ChunkOffset<kHeadDim>(row, c % kChunks), kRows * kHeadDim * 2,
+                             flags, row);
+  }
+  if (status != 0 && problem.device_status != nullptr) atomicOr(problem.device_status, status);
 }
 
 // Stages rows [first_row, first_row + kRows) of a source by `kThreads` threads, numbered from 0;

@@ -69,7 +69,7 @@ __device__ __forceinline__ float PlainProduct(const Problem& problem, const Sequ
       static_cast<const float*>(problem.q.data) + core::QueryOffset(problem.q, s, head, row),
       problem.q.column_stride,
       static_cast<const float*>(problem.k.data) +
-          core::KeyOffset(problem.k, s, head / problem.group, key),
+          core::KeyRowOffset(problem, problem.k, s, head / problem.group, key),
       problem.k.column_stride, problem.qk_dim);
 }
 

@@ -279,6 +279,56 @@ TEST_F(DeviceMemory, SmallHostileBlockListsAreClampedAndReported) {
   for (float value : both.out.Fetch()) ASSERT_TRUE(std::isfinite(value));
 }
 
+// Keys and values in pages whose table and lengths point anywhere: in bf16 whole chunks, which are
+// copied asynchronously, and in f32 elements. With a band, other kernels serve them.
+TEST_F(DeviceMemory, SmallHostilePagesAreClampedAndReported) {
+  constexpr int64_t kPages = 7, kPageSize = 48, kEntries = 20, kBatch = 2, kWidth = 64;
+  const DeviceArray<int32_t> sound({48 * 3, 48 * 20});
+  const DeviceArray<int32_t> lengths({INT32_MIN, INT32_MAX});
+  std::vector<int32_t> entries(kBatch * kEntries, 3);
+  const DeviceArray<int32_t> good(entries);
+  entries[kEntries + 1] = -1;
+  entries[kEntries + 11] = INT32_MAX;
+  entries[kEntries + 19] = kPages;
+  entries[3] = INT32_MIN;  // behind the keys of its sequence
+  const DeviceArray<int32_t> bad(entries);
+  const struct {
+    const DeviceArray<int32_t>& table;
+    const DeviceArray<int32_t>& lengths;
+    int32_t status;
+  } cases[] = {{good, sound, 0},
+               {bad, sound, TANDEM_DEVICE_STATUS_BLOCK_TABLE},
+               {good, lengths, TANDEM_DEVICE_STATUS_LENGTHS},
+               {bad, lengths, TANDEM_DEVICE_STATUS_BLOCK_TABLE | TANDEM_DEVICE_STATUS_LENGTHS}};
+  for (const DType dtype : {DType::kF32, DType::kBF16}) {
+    const int64_t width = dtype == DType::kF32 ? kWidth : kWidth / 2;  // of f32 elements
+    const DeviceArray<float> q(std::vector<float>(kBatch * kHeads * width, 1.0f));
+    const DeviceArray<float> keys(std::vector<float>(kPages * kPageSize * kHeads * width, 1.0f));
+    const DeviceArray<float> values(std::vector<float>(kPages * kPageSize * kHeads * width, 1.0f));
+    for (const bool has_band : {false, true}) {
+      for (const auto& one : cases) {
+        const DeviceArray<float> out(kBatch * kHeads * width);
+        DeviceArray<int32_t> status(std::vector<int32_t>{0});
+        const auto row = [&](const DeviceArray<float>& array) {
+          return array.View(dtype, {kBatch, kHeads, 1, kWidth});
+        };
+        const auto pages = [&](const DeviceArray<float>& array) {
+          return array.View(dtype, {kPages, kPageSize, kHeads, kWidth});
+        };
+        tandem::Problem problem(Layout::kBHSD, row(q), pages(keys), pages(values));
+        problem.block_table = one.table.View(DType::kI32, {kBatch, kEntries});
+        problem.page_size = kPageSize;
+        problem.mask = KvLengths(one.lengths.View(DType::kI32, {kBatch}));
+        if (has_band) problem.mask = problem.mask & Causal(Alignment::kBottomRight);
+        problem.device_status = status.data();
+        tandem::Attention(problem, row(out));
+        EXPECT_EQ(status.Fetch()[0], one.status) << has_band;
+        for (float value : out.Fetch()) ASSERT_TRUE(value == 0.0f || std::abs(value - 1) < 0.01f);
+      }
+    }
+  }
+}
+
 TEST_F(DeviceMemory, SmallRefusedAllocationIsAStatusAndTheNextCallWorks) {
   BothSides both(64);
   // As many pages as the device has, so that the workspace of a huge mask cannot be had.

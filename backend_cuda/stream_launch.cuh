@@ -1,0 +1,66 @@
+// The launcher of the streaming kernel for short queries, of one type and head dimension.
+#ifndef TANDEM_BACKEND_CUDA_STREAM_LAUNCH_CUH_
+#define TANDEM_BACKEND_CUDA_STREAM_LAUNCH_CUH_
+
+#include "backend_cuda/forward_launch.cuh"
+#include "backend_cuda/stream_kernel.cuh"
+
+namespace tandem::cuda {
+
+// Whether the streaming kernel serves a problem's short sequences: scores are products, lengths
+// alone hide pairs, and rows are whole chunks.
+inline bool CanStream(const core::Problem& p) {
+  return p.bias.data == nullptr && p.alibi_slopes == nullptr && p.softcap <= 0.0f &&
+         p.dropout.enabled == 0 && !core::HasTerms(p.mask) && HasKeyChunks(p) &&
+         HasChunks(p.q, p.qk_dim);
+}
+
+template <core::DType kDType, int kHeadDim>
+cudaError_t LaunchStream(ForwardParams params, cudaStream_t stream) {
+  using Block = StreamBlock<kDType, kHeadDim>;
+  constexpr StreamPolicy kPolicy = Block::kPolicy;
+  static_assert(Block::kFixedBytes + Block::kStageBytes <= kSmallestSharedBytes,
+                "more shared memory than sm_86 has");
+  const core::Problem& p = params.problem;
+  params.items = p.batch * p.kv_heads * core::Max<int64_t>(params.partials.splits, 1) *
+                 core::CeilDiv<int64_t>(params.partials.rows * p.group, kShortBlockRows);
+  if (params.items == 0) return cudaSuccess;
+  if (params.items > INT32_MAX / 2) return cudaErrorInvalidConfiguration;
+  const auto steps = [](int64_t row_stride) {
+    return CopySteps{Block::kPolicy.keys * row_stride * 2,
+                     Block::Column::kRowStep * row_stride * 2};
+  };
+  params.key_steps = steps(p.k.row_stride);
+  params.value_steps = steps(p.v.row_stride);
+  int multiprocessors = 0;
+  int block_bytes = 0;  // of shared memory, at most
+  int all_bytes = 0;    // of a multiprocessor
+  cudaError_t error = GetDeviceAttribute(cudaDevAttrMultiProcessorCount, &multiprocessors);
+  if (error == cudaSuccess) {
+    error = GetDeviceAttribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, &block_bytes);
+  }
+  if (error == cudaSuccess) {
+    error = GetDeviceAttribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor, &all_bytes);
+  }
+  if (error != cudaSuccess) return error;
+  const auto stages = [&](int blocks) {
+    // The system takes 1 KB for each block.
+    const int bytes = core::Min(all_bytes / blocks - 1024, block_bytes);
+    return core::Min((bytes - Block::kFixedBytes) / Block::kStageBytes, kMostStreamStages);
+  };
+  int blocks = kPolicy.blocks_per_multiprocessor;
+  if (stages(blocks) < 2) blocks = 1;
+  params.stages = stages(blocks);
+  const void* const kernel = reinterpret_cast<const void*>(&StreamKernel<kDType, kHeadDim>);
+  const int shared_bytes = Block::kFixedBytes + params.stages * Block::kStageBytes;
+  void* arguments[] = {&params};
+  error = LaunchShared(
+      kernel,
+      dim3(static_cast<unsigned>(core::Min<int64_t>(params.items, multiprocessors * blocks))),
+      kPolicy.threads, shared_bytes, arguments, stream);
+  return error != cudaSuccess ? error : LaunchMergeSplits(params, stream);
+}
+
+}  // namespace tandem::cuda
+
+#endif  // TANDEM_BACKEND_CUDA_STREAM_LAUNCH_CUH_

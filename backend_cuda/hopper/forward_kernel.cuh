@@ -21,6 +21,7 @@
 #include "backend_cuda/hopper/forward_loading.cuh"
 #include "backend_cuda/hopper/forward_non_finite.cuh"
 #include "backend_cuda/hopper/forward_output.cuh"
+#include "backend_cuda/hopper/forward_steps.cuh"
 #include "backend_cuda/hopper/forward_words.cuh"
 #include "backend_cuda/row_output.cuh"
 
@@ -29,22 +30,20 @@ namespace tandem::cuda::hopper {
 // A warpgroup of 64 rows. This lane has rows 16 w + g and 16 w + g + 8 of them, r = 0 and 1; bit
 // 2 t + e of a row's bits stands for its score [4 t + 2 r + e], key 8 t + 2 c + e of the tile.
 template <DType kDType, int kHeadDim, Variant kVariant>
-class Warpgroup {
+class Warpgroup : WarpgroupSteps<kHeadDim, kVariant> {
+  using Base = WarpgroupSteps<kHeadDim, kVariant>;
+
  public:
-  static constexpr TilePolicy kPolicy = ForwardPolicy(kHeadDim, kVariant);
-  using State = BlockState<kHeadDim, kVariant>;
+  using Base::kPolicy;
+  using typename Base::State;
 
   __device__ Warpgroup(const Params& params, uint32_t shared, State& state, int warpgroup)
-      : params_(params),
+      : Base(state, warpgroup),
+        params_(params),
         problem_(params.problem),
-        state_(state),
         query_(shared),
         keys_(shared + State::kKeyOffset),
-        warpgroup_(warpgroup),
-        lane_(threadIdx.x % kWarpSize),
-        first_lane_row_(64 * warpgroup + 16 * (threadIdx.x % kWarpgroupThreads / kWarpSize) +
-                        threadIdx.x % kWarpSize / 4),
-        addends_(params, state, shared, first_lane_row_ - lane_ / 4) {}
+        addends_(params, state, shared, PlaceOf().row - lane_ / 4) {}
 
   // The first product of an item runs while the one before is written.
   __device__ void Run() {
@@ -54,14 +53,16 @@ class Warpgroup {
     WaitProducts<0>(scores_);
     for (uint32_t n = 1; next->is_end == 0; ++n) {
       item_ = next;
-      views_ = &state_.views[(n - 1) % kItems][first_lane_row_];
+      views_ = &state_.views[(n - 1) % kItems][0];
+      if (item_->has_tiles != 0 && IsIdle(*item_)) PassTiles();
       Reset();
-      if (item_->has_tiles != 0) VisitTiles();
+      const bool has_work = HasWork(*item_);
+      if (has_work) VisitTiles();
       if constexpr (kHasOverlap) {
         next = Fetch(n);
         StartFirstScores(*next);
         WaitProducts<1>(output_);
-        if (item_->has_tiles != 0) ReleaseLastValues();
+        if (has_work) ReleaseLastValues();
         Write();
       } else {
         Write();
@@ -73,24 +74,29 @@ class Warpgroup {
   }
 
  private:
-  static constexpr bool kIsCareful = IsCareful(kVariant);
+  using Base::GiveTurn, Base::HasWork, Base::IsIdle, Base::kHasOverlap, Base::kIsCareful,
+      Base::kMaySkip, Base::kSignBarrier, Base::kStages, Base::lane_, Base::PassTiles,
+      Base::PassValues, Base::PlaceOf, Base::Release, Base::ReleaseLastValues, Base::skipped_,
+      Base::SkipTiles, Base::state_, Base::steps_, Base::TakeTurn, Base::TileOf, Base::UniformStage,
+      Base::WaitForKeys, Base::WaitForNext, Base::WaitForValues, Base::warpgroup_;
+  using typename Base::Place;
+
   static constexpr bool kHasAddends = HasBias(kVariant) || HasAlibi(kVariant);
-  static constexpr int kStages = kPolicy.stages;
-  // The softmax of a step runs under the product with V of the step before.
-  static constexpr bool kHasOverlap = !kIsCareful;
   // Sums of a lane's exponentials beyond which a row gets a new reference; in f16 each exponential
   // must stay below 65504.
   static constexpr float kBound = kDType == DType::kF16 ? 32768.0f : 1.152921504606847e18f;
   static constexpr int kScoreTiles = kBlockKeys / 8;
   static constexpr int kOutputTiles = kHeadDim / 8;
   static constexpr uint32_t kAllBits = ~uint32_t{0};
-  // Barriers of threads, one for each warpgroup; the careful kernels have the one before them.
-  static constexpr int kTurnBarrier = 2;
-  static constexpr int kSignBarrier = kTurnBarrier + kMostWarpgroups;
-
   // What this lane's rows see of a tile.
   struct Bits {
     uint32_t row[2];
+  };
+  // Their halves by dense terms, on the way from memory, and all of them by other terms.
+  struct Halves {
+    uint32_t low[2];
+    uint32_t high[2];
+    uint32_t words[2];
   };
 
   // ---- an item ----
@@ -105,17 +111,34 @@ class Warpgroup {
     query_stage_ = query_ + stage * kPolicy.query_bytes;
     if (problem_.scale < 0.0f) NegateQuery();
     if constexpr (kPolicy.has_query_in_registers) {
+      const Place place = PlaceOf();
 #pragma unroll
-      for (int step = 0; step < kHeadDim / 16; ++step) LoadQuery(step);
+      for (int step = 0; step < kHeadDim / 16; ++step) LoadQuery(place, step);
       Release(state_.query_empty[stage]);
     }
     return &state_.items[n % kItems];
   }
 
-  // Where the item has no tile, the product is of whatever there is, and nobody reads it.
+  // Where there is no work, the product is of whatever there is, and nobody reads it.
   __device__ __forceinline__ void StartFirstScores(const Item& item) {
-    if (item.has_tiles != 0) WaitForKeys(steps_);
+    skipped_ = 0;
+    if (HasWork(item)) {
+      WaitForKeys(steps_);
+      if constexpr (kMaySkip) SkipTiles(item.ends[warpgroup_]);
+    }
     StartScores(UniformStage());
+  }
+
+  __device__ __forceinline__ void PassSkipped() {
+    if constexpr (!kMaySkip) return;
+    for (; skipped_ != 0; --skipped_) {
+      const uint32_t step = steps_ - skipped_;
+      if constexpr (kIsCareful) {
+        WaitForValues(step);
+        TakeOutNonFinite(step);
+      }
+      PassValues(step, true);
+    }
   }
 
   __device__ __forceinline__ void Reset() {
@@ -148,9 +171,9 @@ class Warpgroup {
   }
 
   // Sixteen columns of Q.
-  __device__ __forceinline__ void LoadQuery(int step) {
-    const int row = first_lane_row_ - lane_ / 4 + (lane_ & 15);
-    const int chunk = step % 4 * 2 + (lane_ >> 4);
+  __device__ __forceinline__ void LoadQuery(const Place& place, int step) {
+    const int row = place.row - place.lane / 4 + (place.lane & 15);
+    const int chunk = step % 4 * 2 + (place.lane >> 4);
     LoadMatrices(query_fragments_[step], query_stage_ + step / 4 * (kPolicy.block_rows * 128) +
                                              row * 128 + ((chunk ^ (row & 7)) << 4));
   }
@@ -158,14 +181,14 @@ class Warpgroup {
   // Ends with the last product with V under way (kHasOverlap), or done and released.
   __device__ __forceinline__ void VisitTiles() {
     Tile tile = TileOf(steps_);
-    bits_ = LoadBits(tile, steps_);
+    bits_ = Join(LoadBits(tile, steps_));
     FirstSoftmax(tile);
+    PassSkipped();
     if constexpr (kHasOverlap) {
-      Next next = WaitForNext(tile);
+      Tile next = WaitForNext(tile);
       while (!tile.IsLast()) {
         ++steps_;
-        tile = next.tile;
-        bits_ = next.bits;
+        tile = next;
         const uint32_t stage = UniformStage();
         TakeTurn();
         Pin(output_);
@@ -175,8 +198,10 @@ class Warpgroup {
         FenceProducts();
         StartOutput((stage + kStages - 1) % kStages);
         GiveTurn();
+        const Halves halves = LoadBits(tile, steps_);
         BeginAddends(tile);
         WaitProducts<1>(scores_);
+        bits_ = Join(halves);
         Exponentials(tile);
         // The loop in this wait keeps the next one behind the exponentials.
         next = WaitForNext(tile);
@@ -192,7 +217,7 @@ class Warpgroup {
     } else {
       for (;;) {
         WaitForValues(steps_);
-        if constexpr (kIsCareful) TakeOutNonFinite();
+        if constexpr (kIsCareful) TakeOutNonFinite(steps_);
         Pin(output_);
         FenceProducts();
         StartOutput(UniformStage());
@@ -204,60 +229,16 @@ class Warpgroup {
         WaitForKeys(steps_);
         tile = TileOf(steps_);
         StartScores(UniformStage());
-        bits_ = LoadBits(tile, steps_);
+        const Halves halves = LoadBits(tile, steps_);
         BeginAddends(tile);
         WaitProducts<0>(scores_);
+        bits_ = Join(halves);
         Exponentials(tile);
         FinishSoftmax();
       }
     }
   }
-  // Warpgroups begin their products in order, a turn for each tile of an item but the first:
-  // without that all of them would multiply at the same time, and then all wait for the unit that
-  // exponentiates.
-  __device__ __forceinline__ void TakeTurn() const {
-    if constexpr (kHasOverlap) SyncThreads(kTurnBarrier + warpgroup_, 2 * kWarpgroupThreads);
-  }
-  __device__ __forceinline__ void GiveTurn() const {
-    if constexpr (kHasOverlap) {
-      const int next = warpgroup_ == kPolicy.warpgroups - 1 ? 0 : warpgroup_ + 1;
-      ArriveThreads(kTurnBarrier + next, 2 * kWarpgroupThreads);
-    }
-  }
-  __device__ __forceinline__ void ReleaseLastValues() {
-    Release(state_.value_empty[(steps_ - 1) % kStages]);
-  }
-
   // ---- products ----
-
-  __device__ __forceinline__ void WaitForKeys(uint32_t step) const {
-    Wait(Barrier(state_.key_full[step % kStages]), step / kStages & 1);
-  }
-  // Known to the compiler to be the same for all lanes, so that descriptors and loops are uniform.
-  __device__ __forceinline__ Tile TileOf(uint32_t step) const {
-    return {__shfl_sync(~0u, state_.tiles[step % kStages].word, 0)};
-  }
-  __device__ __forceinline__ void WaitForValues(uint32_t step) {
-    Wait(Barrier(state_.value_full[step % kStages]), step / kStages & 1);
-  }
-
-  // The tile after this one, if it is not the last, and its bits, whose loads are under way.
-  struct Next {
-    Tile tile;
-    Bits bits;
-  };
-  __device__ __forceinline__ Next WaitForNext(const Tile& tile) const {
-    Next next = {};
-    if (tile.IsLast()) return next;
-    WaitForKeys(steps_ + 1);
-    next.tile = TileOf(steps_ + 1);
-    next.bits = LoadBits(next.tile, steps_ + 1);
-    return next;
-  }
-
-  __device__ __forceinline__ uint32_t UniformStage() const {
-    return __shfl_sync(~0u, steps_, 0) % kStages;
-  }
 
   __device__ __forceinline__ void StartScores(uint32_t stage) {
     const uint32_t tile = KeyTile(keys_) + stage * (kPolicy.tile_bytes >> 4);
@@ -290,39 +271,53 @@ class Warpgroup {
 
   // ---- masks ----
 
-  // Bits of a tile by dense terms and words; FinishBits makes the others.
-  __device__ __forceinline__ Bits LoadBits(const Tile& tile, uint32_t step) const {
-    Bits bits = {{kAllBits, kAllBits}};
+  // Loads of a tile's bits by dense terms, and those by words; FinishBits makes the others.
+  __device__ __forceinline__ Halves LoadBits(const Tile& tile, uint32_t step) const {
+    Halves halves = {{kAllBits, kAllBits}, {kAllBits, kAllBits}, {kAllBits, kAllBits}};
     if constexpr (MayHaveWords(kVariant)) {
       if (tile.HasWords()) {
+        const uint4* const words = &state_.words[step % kStages][PlaceOf().row];
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
-          bits.row[r] = reinterpret_cast<const uint32_t*>(
-              &state_.words[step % kStages][first_lane_row_ + 8 * r])[lane_ & 3];
+          halves.words[r] = reinterpret_cast<const uint32_t*>(words + 8 * r)[lane_ & 3];
         }
       }
     }
-    if (kVariant == Variant::kPlain || !tile.HasDensePart()) return bits;
+    if (kVariant == Variant::kPlain || !tile.HasDensePart()) return halves;
     const core::DenseBits& dense = problem_.mask.dense;
     // In units of the 16 bits that a lane reads of a word.
     const int stride = static_cast<int>(dense.word_stride) * 4;
     const int first = tile.Index() * (kBlockKeys / 64) * stride;
     const bool has_second = item_->sequence.kv_offset + tile.FirstKey() + 64 < dense.kv_extent;
     const int second = first + (has_second ? stride : 0);
+    const RowView* const views = views_ + PlaceOf().row;
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      const auto* const words =
-          reinterpret_cast<const uint16_t*>(views_[8 * r].words) + (lane_ & 3);
-      const uint32_t row = __ldg(words + first) | uint32_t{__ldg(words + second)} << 16;
-      bits.row[r] = MayHaveWords(kVariant) ? bits.row[r] & row : row;
+      const auto* const words = reinterpret_cast<const uint16_t*>(views[8 * r].words) + (lane_ & 3);
+      halves.low[r] = __ldg(words + first);
+      halves.high[r] = __ldg(words + second);
+    }
+    return halves;
+  }
+  // Volatile, so that the loads are not waited for where they begin.
+  static __device__ __forceinline__ Bits Join(const Halves& halves) {
+    if constexpr (kVariant == Variant::kPlain) return {{kAllBits, kAllBits}};
+    Bits bits;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      asm volatile("prmt.b32 %0, %1, %2, 0x5410;"
+                   : "=r"(bits.row[r])
+                   : "r"(halves.low[r]), "r"(halves.high[r]));
+      if constexpr (MayHaveWords(kVariant)) bits.row[r] &= halves.words[r];
     }
     return bits;
   }
   __device__ __forceinline__ void FinishBits(const Tile& tile) {
     if (!tile.HasStructuredPart()) return;
+    const RowView* const views = views_ + PlaceOf().row;
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      const RowView& view = views_[8 * r];
+      const RowView& view = views[8 * r];
       bits_.row[r] &=
           BitsBefore(view.end, tile.FirstKey()) & ~BitsBefore(view.begin, tile.FirstKey());
     }
@@ -557,13 +552,14 @@ class Warpgroup {
   // on that row alone.
   __device__ __forceinline__ void MultiplyAgain(int step, float (&scores)[2][4]) {
     const uint32_t tile = keys_ + steps_ % kStages * kPolicy.tile_bytes;
+    const Place place = PlaceOf();
     const int key = 16 * step + (lane_ & 7) + (lane_ >> 4) * 8;
 #pragma unroll
     for (int i = 0; i < 8; ++i) scores[i / 4][i % 4] = 0.0f;
 #pragma unroll
     for (int k = 0; k < kHeadDim / 16; ++k) {
       const int chunk = k % 4 * 2 + (lane_ >> 3 & 1);
-      if constexpr (!kPolicy.has_query_in_registers) LoadQuery(k);
+      if constexpr (!kPolicy.has_query_in_registers) LoadQuery(place, k);
       uint32_t b[4];
       LoadMatrices(b, tile + k / 4 * (kBlockKeys * 128) + key * 128 + ((chunk ^ (key & 7)) << 4));
       MultiplyAccumulate<kDType>(scores[0], query_fragments_[k], b[0], b[1]);
@@ -646,9 +642,9 @@ class Warpgroup {
   // ---- non-finite values (kCareful) ----
 
   // Of the V tile at work, by all warpgroups together.
-  __device__ __forceinline__ void TakeOutNonFinite() {
+  __device__ __forceinline__ void TakeOutNonFinite(uint32_t step) {
     hopper::TakeOutNonFinite<kDType, kPolicy.warpgroups * kWarpgroupThreads, kPolicy.tile_bytes>(
-        state_.non_finite_keys, keys_ + (kStages + steps_ % kStages) * kPolicy.tile_bytes,
+        state_.non_finite_keys, keys_ + (kStages + step % kStages) * kPolicy.tile_bytes,
         warpgroup_ * kWarpgroupThreads + threadIdx.x % kWarpgroupThreads);
   }
   __device__ __forceinline__ void MarkNonFinite(const Tile& tile) {
@@ -660,7 +656,8 @@ class Warpgroup {
 
   __device__ __forceinline__ void Write() {
     const Item& item = *item_;
-    const int quad = lane_ & ~3;
+    const Place place = PlaceOf();
+    const int quad = place.lane & ~3;
     float sum[2];
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
@@ -668,8 +665,8 @@ class Warpgroup {
       sum[r] += __shfl_xor_sync(~0u, sum[r], 2);
     }
     // Of the lanes that share two rows, the even ones finish the first and the odd ones the second.
-    const bool is_odd = (lane_ & 1) != 0;
-    const int my_row = first_lane_row_ + (is_odd ? 8 : 0);
+    const bool is_odd = (place.lane & 1) != 0;
+    const int my_row = place.row + (is_odd ? 8 : 0);
     const RowEnd my_end = FinishRow(problem_, my_row < item.existing_rows, item.head,
                                     (is_odd ? reference_[1] : reference_[0]) * RowScale().scale,
                                     is_odd ? sum[1] : sum[0]);
@@ -693,7 +690,7 @@ class Warpgroup {
     for (int r = 0; r < 2; ++r) {
       const bool is_finite = core::IsFinite(sum[r]) && AreFinite<kDType>(words[r]);
       const bool is_row_finite = (__ballot_sync(~0u, !is_finite) >> quad & 0xfu) == 0;
-      const int row = first_lane_row_ + 8 * r;
+      const int row = place.row + 8 * r;
       bool is_written = row >= item.first_written_row && row < item.rows;
       has_non_finite = has_non_finite || (is_written && row < item.existing_rows && !is_row_finite);
       if constexpr (kIsCareful) {
@@ -706,28 +703,27 @@ class Warpgroup {
     }
     if constexpr (!kIsCareful) {
       has_non_finite = __any_sync(~0u, has_non_finite);
-      if (lane_ == 0) {
-        item.flags->warps[4 * warpgroup_ + threadIdx.x % kWarpgroupThreads / kWarpSize] =
-            has_non_finite;
+      if (place.lane == 0) {
+        item.flags->warps[place.row / 16] = has_non_finite;
       }
     }
     // Values have no part in it, so what the first launch wrote stays.
-    if (!kIsCareful && (lane_ & 2) == 0 && item.lse != nullptr &&
-        (written >> (lane_ & 1) & 1) != 0) {
+    if (!kIsCareful && (place.lane & 2) == 0 && item.lse != nullptr &&
+        (written >> (place.lane & 1) & 1) != 0) {
       item.lse[my_row * problem_.lse.row_stride] = my_end.lse;
     }
     const core::Array4& out = problem_.out;
     if (out.dtype != DType::kF32 && out.column_stride == 1 && problem_.v_dim % 8 == 0 &&
         out.row_stride % 8 == 0 && reinterpret_cast<uintptr_t>(item.out) % 16 == 0) {
-      uint16_t* const to = static_cast<uint16_t*>(item.out) + first_lane_row_ * out.row_stride;
+      uint16_t* const to = static_cast<uint16_t*>(item.out) + place.row * out.row_stride;
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
         const bool is_empty = (empty_rows >> r & 1) != 0;
 #pragma unroll
         for (int t = 0; t < kOutputTiles; t += 4) {
           uint32_t(&x)[kOutputTiles] = words[r];
-          TransposeInQuad(lane_, x[t], x[t + 1], x[t + 2], x[t + 3]);
-          const int column = 8 * (t + (lane_ & 3));
+          TransposeInQuad(place.lane, x[t], x[t + 1], x[t + 2], x[t + 3]);
+          const int column = 8 * (t + (place.lane & 3));
           if ((written >> r & 1) != 0 && column < problem_.v_dim) {
             *reinterpret_cast<uint4*>(to + 8 * r * out.row_stride + column) =
                 is_empty ? make_uint4(0, 0, 0, 0) : make_uint4(x[t], x[t + 1], x[t + 2], x[t + 3]);
@@ -736,15 +732,17 @@ class Warpgroup {
       }
       return;
     }
+    // Of unknown factors, so that the products are not those from above, kept until here.
+    float again[2] = {factor[0], factor[1]};
+    asm volatile("" : "+f"(again[0]), "+f"(again[1]));
 #pragma unroll
     for (int i = 0; i < kHeadDim / 2; ++i) {
       const int r = i / 2 % 2;
-      const int column = 8 * (i / 4) + 2 * (lane_ & 3) + i % 2;
-      const float value = (empty_rows >> r & 1) != 0 ? 0.0f : output_[i] * factor[r];
+      const int column = 8 * (i / 4) + 2 * (place.lane & 3) + i % 2;
+      const float value = (empty_rows >> r & 1) != 0 ? 0.0f : output_[i] * again[r];
       if ((written >> r & 1) != 0 && column < problem_.v_dim) {
         StoreElement(item.out, out.dtype,
-                     (first_lane_row_ + 8 * r) * out.row_stride + column * out.column_stride,
-                     value);
+                     (place.row + 8 * r) * out.row_stride + column * out.column_stride, value);
       }
     }
   }
@@ -756,26 +754,16 @@ class Warpgroup {
       if (lane_ == 0) addends_.Release(steps_);
     }
   }
-  // This warp has read what the barrier guards.
-  __device__ __forceinline__ void Release(const uint64_t& barrier) {
-    __syncwarp();
-    if (lane_ == 0) Arrive(Barrier(barrier));
-  }
   const Params& params_;
   const Problem& problem_;
-  State& state_;
   const uint32_t query_;  // shared addresses
   const uint32_t keys_;   // of the stages of K; those of V follow
-  const int warpgroup_;
-  const int lane_;
-  const int first_lane_row_;  // in the row block
   using Addends = std::conditional_t<HasBias(kVariant), BiasRows<kDType, kHeadDim, kVariant>,
                                      std::conditional_t<HasAlibi(kVariant), AlibiRows, NoAddends>>;
   Addends addends_;
   typename Addends::Pairs first_addends_;  // of a tile that is not the first
   const Item* item_;
-  const RowView* views_;  // of row r: views_[8 r]; not kept up in kPlain
-  uint32_t steps_ = 0;    // tiles that this warpgroup has done with
+  const RowView* views_;  // of the rows of the block; not kept up in kPlain
 
   uint32_t query_stage_;  // the shared address of the item's Q
   uint32_t query_fragments_[kHeadDim / 16][4];

@@ -104,21 +104,69 @@ class ItemWarp : LoadingWarp<kHeadDim, kVariant> {
     }
   }
 
-  __device__ __forceinline__ void FindKeys(Item& item) const {
+  // The intervals of the terms that move by one from each row to the next, for all rows at once.
+  __device__ __forceinline__ void FindSlope(const Item& item) {
     const Sequence& s = item.sequence;
-    const core::Interval first = core::VisibleKeys(problem_.mask, s, item.head, item.first_row);
-    const core::Interval last =
-        core::VisibleKeys(problem_.mask, s, item.head, item.first_row + item.existing_rows - 1);
-    item.keys = static_cast<int>(core::LocalKeys(s));
-    item.begin = static_cast<int>(first.begin / kBlockKeys);
-    item.end = static_cast<int>(core::CeilDiv<int64_t>(last.end, kBlockKeys));
-    item.full_begin = static_cast<int>(core::CeilDiv<int64_t>(last.begin, kBlockKeys));
-    item.full_end = static_cast<int>(first.end / kBlockKeys);
-    item.has_tiles = item.end > item.begin;
-    if (kVariant == Variant::kPlain || problem_.mask.dense.words == nullptr ||
-        HasWords<kVariant>(params_)) {
-      return;
+    const core::Mask& mask = problem_.mask;
+    constexpr int64_t kFar = 1 << 30;
+    int64_t begin = -kFar;
+    int64_t end = kFar;
+    int64_t prefix = 0;
+    if (kVariant != Variant::kPlain) {
+      for (int t = 0; t < mask.band_count; ++t) {
+        const core::BandTerm& band = mask.bands[t];
+        if (!core::IsInterval(band)) continue;
+        const core::Interval keys =
+            core::BandInterval(band, s, item.head, s.q_offset + item.first_row);
+        begin = core::Max(begin, keys.begin - s.kv_offset);
+        end = core::Min(end, keys.end - s.kv_offset);
+        prefix = core::Max(prefix, core::BandPrefix(band, s) - s.kv_offset);
+      }
     }
+    slope_ = {static_cast<int32_t>(core::Min(begin, kFar)),
+              static_cast<int32_t>(core::Max(end, -kFar)),
+              static_cast<int32_t>(core::Min(prefix, kFar)), mask.band_count <= 1 || prefix == 0};
+  }
+
+  // What an existing row sees, but for dense terms.
+  __device__ __forceinline__ RowView KeysOf(const Item& item, int row) const {
+    RowView view = {};
+    if (kVariant == Variant::kPlain || slope_.is_exact) {
+      view.begin = core::Clamp(slope_.begin + row, 0, item.keys);
+      view.end = core::Clamp(core::Max(slope_.end + row, slope_.prefix), view.begin, item.keys);
+    } else {
+      const core::Interval keys =
+          core::VisibleKeys(problem_.mask, item.sequence, item.head, item.first_row + row);
+      view.begin = static_cast<int>(keys.begin);
+      view.end = static_cast<int>(keys.end);
+    }
+    return view;
+  }
+
+  __device__ __forceinline__ void FindKeys(Item& item) {
+    const Sequence& s = item.sequence;
+    item.keys = static_cast<int>(core::LocalKeys(s));
+    FindSlope(item);
+    const RowView first = KeysOf(item, 0);
+    const RowView last = KeysOf(item, item.existing_rows - 1);
+    item.begin = static_cast<uint32_t>(first.begin) / kBlockKeys;
+    item.end = static_cast<uint32_t>(last.end + kBlockKeys - 1) / kBlockKeys;
+    item.full_begin = static_cast<uint32_t>(last.begin + kBlockKeys - 1) / kBlockKeys;
+    item.full_end = static_cast<uint32_t>(first.end) / kBlockKeys;
+    item.has_tiles = item.end > item.begin;
+    if (kVariant == Variant::kPlain || HasWords<kVariant>(params_)) return;
+    const bool has_dense = problem_.mask.dense.words != nullptr;
+    for (int w = 0; w < kPolicy.warpgroups; ++w) {
+      const int rows = core::Min(64 * (w + 1), item.existing_rows);
+      // A dense term may hide all tiles before.
+      if (has_dense || rows <= 64 * w) {
+        item.ends[w] = item.end;
+        continue;
+      }
+      const uint32_t end = KeysOf(item, rows - 1).end + kBlockKeys - 1;
+      item.ends[w] = core::Max(static_cast<int>(end / kBlockKeys), item.begin + 1);
+    }
+    if (!has_dense) return;
     // A dense term may hide all of them.
     bool has_any = false;
     for (int start = item.begin; start < item.end && !has_any; start += kWarpSize) {
@@ -166,10 +214,7 @@ class ItemWarp : LoadingWarp<kHeadDim, kVariant> {
     const Sequence& s = item.sequence;
     RowView view = {};
     if (row < item.existing_rows) {
-      const core::Interval keys =
-          core::VisibleKeys(problem_.mask, s, item.head, item.first_row + row);
-      view.begin = static_cast<int>(keys.begin);
-      view.end = static_cast<int>(keys.end);
+      view = KeysOf(item, row);
       if constexpr (MayHaveWords(kVariant)) KeepRanges(item, row, view);
     }
     const core::DenseBits& dense = problem_.mask.dense;
@@ -204,6 +249,14 @@ class ItemWarp : LoadingWarp<kHeadDim, kVariant> {
   using Base::problem_;
   using Base::shared_;
   using Base::state_;
+  // Local keys that rows see: of row 0, one more for each other row.
+  struct Slope {
+    int32_t begin;
+    int32_t end;
+    int32_t prefix;  // all see the keys before it
+    bool is_exact;   // else each row is asked for by itself
+  };
+  Slope slope_;
   uint32_t items_ = 0;  // announced
 };
 

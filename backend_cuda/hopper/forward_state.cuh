@@ -36,6 +36,9 @@ struct Item {
   int32_t end;
   int32_t full_begin;  // those that lengths and bands hide nothing of
   int32_t full_end;
+  // Of the tiles that the rows of each warpgroup may see, but for dense terms; no less than one
+  // tile is left.
+  int32_t ends[kMostWarpgroups];
   int32_t keys;  // of the sequence
   int32_t has_tiles;
   int32_t is_end;  // there is no item, nor another one

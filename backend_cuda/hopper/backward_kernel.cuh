@@ -201,7 +201,7 @@ class GradientWarpgroup {
   __device__ __forceinline__ void Evaluate(const StepTile& tile) {
     const uint32_t stage = Stage();
     uint32_t bits = ~0u;
-    if (tile.IsHidden()) bits = LoadBits(stage);
+    if (tile.IsHidden()) bits = LoadBits();
     if (tile.IsFlagged()) PatchScores(tile);
     if (tile.IsHidden()) {
       Probabilities<true>(bits);
@@ -219,9 +219,10 @@ class GradientWarpgroup {
   }
 
   // Bit 16 r + 2 t + e: the pair is visible.
-  __device__ __forceinline__ uint32_t LoadBits(uint32_t stage) const {
+  __device__ __forceinline__ uint32_t LoadBits() const {
     const uint16_t* const words =
-        reinterpret_cast<const uint16_t*>(&state_.words[stage][first_lane_row_]) + (lane_ & 3);
+        reinterpret_cast<const uint16_t*>(&state_.words[steps_ % (2 * kStages)][first_lane_row_]) +
+        (lane_ & 3);
     return words[0] | uint32_t{words[8 * 4]} << 16;
   }
 

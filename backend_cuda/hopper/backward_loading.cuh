@@ -53,8 +53,9 @@ struct alignas(16) GradientState {
   float lse[kPolicy.stages][kKeepsKeys ? kStepRows : 4];
   float offset[kPolicy.stages][kKeepsKeys ? kStepRows : 4];
   // Of each row that is kept, what it shares with the rows of the step, in quad order
-  // (core::BitOrder); kept up where pairs are hidden.
-  uint64_t words[kPolicy.stages][kKeptRows];
+  // (core::BitOrder); kept up where pairs are hidden. Two turns of the stages, so that words are
+  // made while a step waits for its stage.
+  uint64_t words[2 * kPolicy.stages][kKeptRows];
   StepTile tiles[kPolicy.stages];
   uint64_t full[kPolicy.stages];
   uint64_t empty[kPolicy.stages];
@@ -240,6 +241,8 @@ class GradientLoader {
   }
 
   __device__ __forceinline__ void Announce(const StepTile& tile) {
+    // The step that had these words is done with: the wait of this warp's last step says so.
+    if (tile.IsHidden()) MakeWords(tile, state_.words[steps_ % (2 * kPolicy.stages)]);
     const uint32_t stage = steps_ % kPolicy.stages;
     const uint32_t full = WaitForStage();
     const int row = (kKeepsKeys ? query_row_ : key_row_) + tile.FirstRow();
@@ -257,7 +260,6 @@ class GradientLoader {
         state_.offset[stage][StatisticsPlace(n + lane_)] = statistics.offset;
       }
     }
-    if (tile.IsHidden()) MakeWords(tile, state_.words[stage]);
     __syncwarp();
     if (lane_ == 0) Arrive(full);
   }

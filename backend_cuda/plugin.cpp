@@ -11,6 +11,7 @@
 
 #include "backend_cuda/backward.h"
 #include "backend_cuda/hopper/backward_launch.h"
+#include "backend_cuda/hopper/f32_launch.h"
 #include "backend_cuda/hopper/launch.h"
 #include "backend_cuda/launch.h"
 #include "backend_cuda/policy.h"
@@ -308,6 +309,39 @@ tandem_status RunHopperBackward(const Problem& problem, void* workspace, const C
   });
 }
 
+bool DeclineHopperF32(const Problem& problem, Text* reason) {
+  return DeclineForward<DType::kF32>(problem, reason) || hopper::DeclinesF32(problem, reason);
+}
+
+template <int kHeadDim>
+cudaError_t LaunchHopperF32(const ForwardParams& forward, const hopper::F32Params& params,
+                            cudaStream_t stream) {
+  cudaError_t error = LaunchShort<DType::kF32, kHeadDim>(forward, stream);
+  if (error == cudaSuccess) error = LaunchSplitPlanes(forward, stream);
+  if (error != cudaSuccess) return error;
+  return hopper::LaunchF32Forward<hopper::HeadDimBucket(kHeadDim)>(params, stream);
+}
+
+tandem_status RunHopperF32(const Problem& problem, void* workspace, const Context& context) {
+  ForwardParams forward = {};
+  forward.problem = problem;
+  LayOutWorkspace(&forward, static_cast<char*>(workspace));
+  hopper::F32Params params;
+  if (!MayBeLong(problem) || !hopper::MakeF32Params(forward, &params)) {
+    return RunForward<DType::kF32>(problem, workspace, context);
+  }
+  return OnDevice(context, "launching the forward pass", [&](cudaStream_t stream) {
+    switch (HeadDimBucket(core::Max(problem.qk_dim, problem.v_dim))) {
+      case 32:
+        return LaunchHopperF32<32>(forward, params, stream);
+      case 64:
+        return LaunchHopperF32<64>(forward, params, stream);
+      default:
+        return LaunchHopperF32<128>(forward, params, stream);
+    }
+  });
+}
+
 constexpr const char* kRequirement = "a GPU of compute capability 8.0 or newer";
 
 constexpr const char* kHopperRequirement = "a GPU of compute capability 9.0";
@@ -317,6 +351,8 @@ constexpr core::KernelRecord kKernels[] = {
      HopperWorkspaceSize, RunHopper<DType::kBF16>},
     {"efficient_cuda.sm90.f16", kFeatureSm90, kHopperRequirement, DeclineHopper<DType::kF16>,
      HopperWorkspaceSize, RunHopper<DType::kF16>},
+    {"efficient_cuda.sm90.f32", kFeatureSm90, kHopperRequirement, DeclineHopperF32, WorkspaceSize,
+     RunHopperF32},
     {"efficient_cuda.sm80.bf16", kFeatureSm80, kRequirement, DeclineForward<DType::kBF16>,
      WorkspaceSize, RunForward<DType::kBF16>},
     {"efficient_cuda.sm80.f16", kFeatureSm80, kRequirement, DeclineForward<DType::kF16>,

@@ -127,6 +127,12 @@ __device__ __forceinline__ void WaitProducts(float (&d)[64]) {
                : "memory");
 }
 
+// The same where the groups under way go on with the accumulators of those before.
+template <int kPending>
+__device__ __forceinline__ void WaitProducts() {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
+}
+
 #define TANDEM_LIST32                                                                           \
   "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, " \
   "%20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}"
@@ -251,6 +257,23 @@ __device__ __forceinline__ void AddScores(float (&d)[32], uint32_t a, uint32_t t
     TANDEM_MULTIPLY64_SHARED("f16", TANDEM_UPDATED, "1");
   } else {
     TANDEM_MULTIPLY64_SHARED("bf16", TANDEM_UPDATED, "1");
+  }
+}
+// d = a * tile.
+template <DType kMathType>
+__device__ __forceinline__ void BeginValues(float (&d)[32], const uint32_t (&a)[4], uint32_t tile) {
+  if constexpr (kMathType == DType::kF16) {
+    TANDEM_MULTIPLY64("f16", TANDEM_WRITTEN, "0", "1");
+  } else {
+    TANDEM_MULTIPLY64("bf16", TANDEM_WRITTEN, "0", "1");
+  }
+}
+template <DType kMathType>
+__device__ __forceinline__ void BeginValues(float (&d)[64], const uint32_t (&a)[4], uint32_t tile) {
+  if constexpr (kMathType == DType::kF16) {
+    TANDEM_MULTIPLY128("f16", TANDEM_WRITTEN, "0", "1");
+  } else {
+    TANDEM_MULTIPLY128("bf16", TANDEM_WRITTEN, "0", "1");
   }
 }
 // d += a * tile.

@@ -45,6 +45,26 @@ bool MustAcceptOnHopper(const CaseSpec& spec) {
          is_default(spec.v_strides) && std::all_of(spec.terms.begin(), spec.terms.end(), is_served);
 }
 
+// efficient_cuda.sm90.f32: scores that are nothing but scaled products, and rows that see one
+// interval of keys beside dense masks.
+bool MustAcceptF32OnHopper(const CaseSpec& spec) {
+  const auto is_served = [&](const TermSpec& term) {
+    switch (term.kind) {
+      case TANDEM_MASK_LENGTHS:
+        return true;
+      case TANDEM_MASK_BAND:
+        return !term.prefix || (term.left < 0 && !term.widths_per_head);
+      case TANDEM_MASK_DENSE:
+        return spec.kv_offset % 64 == 0;
+      default:
+        return false;
+    }
+  };
+  return std::max(spec.qk_dim, spec.v_dim) <= 128 && spec.softcap == 0.0f &&
+         spec.bias.dtype == TANDEM_DTYPE_UNSET && spec.alibi_rank == 0 &&
+         spec.dropout_rate == 0.0f && std::all_of(spec.terms.begin(), spec.terms.end(), is_served);
+}
+
 }  // namespace
 
 std::ostream& operator<<(std::ostream& stream, const Kernel& kernel) {
@@ -105,6 +125,7 @@ bool MustAccept(const Kernel& kernel, const CaseSpec& spec) {
   const int64_t widest = std::max(spec.qk_dim, spec.v_dim);
   if (kernel.name == "reference.cpu" || kernel.name == "fake_cuda.reference") return true;
   if (kernel.name.starts_with("flash_cpu.")) return widest <= 512;
+  if (kernel.name == "efficient_cuda.sm90.f32") return MustAcceptF32OnHopper(spec);
   if (kernel.name.starts_with("efficient_cuda.sm90.")) return MustAcceptOnHopper(spec);
   if (kernel.name.starts_with("efficient_cuda.")) return widest <= 256;
   return false;

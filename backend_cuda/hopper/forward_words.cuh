@@ -430,16 +430,17 @@ class WordWarp : LoadingWarp<kHeadDim, kVariant> {
     }
     for (int t = 0; t < mask.block_sparse_count; ++t) {
       const core::BlockSparseTerm& term = mask.block_sparse[t];
+      const uint32_t q_block = static_cast<uint32_t>(i) / static_cast<uint32_t>(term.q_block);
       const uint32_t* const blocks = term.bits + s.batch * term.batch_stride +
-                                     item_->head * term.head_stride +
-                                     i / term.q_block * term.row_stride;
-      const int64_t end =
-          s.kv_offset + core::Min<int64_t>(tile.FirstKey() + kBlockKeys, item_->keys);
+                                     item_->head * term.head_stride + q_block * term.row_stride;
+      const int kv_block = static_cast<int>(term.kv_block);
+      const int end = core::Min(item_->keys - tile.FirstKey(), kBlockKeys);
+      uint32_t block = static_cast<uint32_t>(first_key) / static_cast<uint32_t>(kv_block);
+      int64_t begin = int64_t{block} * kv_block - first_key;
       KeyBits allowed = {};
-      for (int64_t block = first_key / term.kv_block; block * term.kv_block < end; ++block) {
+      for (; begin < end; ++block, begin += kv_block) {
         if ((blocks[block >> 5] >> (block & 31) & 1) == 0) continue;
-        AddInterval(block * term.kv_block - first_key, (block + 1) * term.kv_block - first_key,
-                    allowed);
+        AddInterval(begin, begin + kv_block, allowed);
       }
       keep(allowed);
     }

@@ -96,6 +96,23 @@ int64_t RowBlocks(const Problem& p) {
 }
 int64_t Items(const Problem& p) { return p.batch * p.q_heads * RowBlocks(p); }
 
+// Whether blocks of a block-sparse term cut tiles, whose words then take longer than the products.
+bool HasListsAcrossTiles(const Problem& p) {
+  const int block_rows = ForwardPolicy(HeadDimBucket(core::Max(p.qk_dim, p.v_dim))).block_rows;
+  const auto cuts = [&](int64_t q_block, int64_t kv_block) {
+    return q_block % block_rows != 0 || kv_block % kBlockKeys != 0;
+  };
+  bool is_cut = false;
+  for (int t = 0; t < p.sources.block_sparse_count; ++t) {
+    const core::BlockSparseSource& source = p.sources.block_sparse[t];
+    is_cut = is_cut || cuts(source.q_block, source.kv_block);
+  }
+  for (int t = 0; t < p.mask.block_sparse_count; ++t) {
+    is_cut = is_cut || cuts(p.mask.block_sparse[t].q_block, p.mask.block_sparse[t].kv_block);
+  }
+  return is_cut;
+}
+
 constexpr int64_t kPairedItems = 1024;  // from where on pairs still occupy all multiprocessors
 
 }  // namespace
@@ -120,9 +137,9 @@ bool Declines(const Problem& p, core::Text* reason) {
   } else if (p.sources.dense_count + (mask.dense.words != nullptr) != 0 && p.kv_offset % 64 != 0) {
     Format(reason, "with a dense mask it serves kv_offset that is a multiple of 64, not %lld",
            static_cast<long long>(p.kv_offset));
-  } else if (p.sources.block_sparse_count + mask.block_sparse_count != 0 &&
-             HeadDimBucket(core::Max(p.qk_dim, p.v_dim)) == 64) {
-    Format(reason, "with block-sparse lists it serves head dimensions above 64");
+  } else if (HasListsAcrossTiles(p)) {
+    Format(reason, "it serves block-sparse lists of blocks of whole tiles, multiples of %d x %d",
+           ForwardPolicy(HeadDimBucket(core::Max(p.qk_dim, p.v_dim))).block_rows, kBlockKeys);
   } else if (p.global_q_len > INT32_MAX || p.global_kv_len > INT32_MAX) {
     Format(reason, "it serves fewer than 2^31 rows and keys, and these are %lld and %lld",
            static_cast<long long>(p.global_q_len), static_cast<long long>(p.global_kv_len));

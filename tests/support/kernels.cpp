@@ -25,7 +25,9 @@ tandem_dtype NamedType(const std::string& name) {
 bool MustAcceptOnHopper(const CaseSpec& spec) {
   const auto is_served = [&](const TermSpec& term) {
     return (term.kind != TANDEM_MASK_DENSE || spec.kv_offset % 64 == 0) &&
-           (term.kind != TANDEM_MASK_BLOCK_SPARSE || std::max(spec.qk_dim, spec.v_dim) > 64);
+           (term.kind != TANDEM_MASK_BLOCK_SPARSE ||
+            (std::max(spec.qk_dim, spec.v_dim) > 64 && term.q_block % 128 == 0 &&
+             term.kv_block % 128 == 0));
   };
   const auto is_default = [](const Strides& strides) {
     return strides.order.empty() && strides.padding.empty() && strides.negative == 0 &&

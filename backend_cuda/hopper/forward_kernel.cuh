@@ -130,14 +130,15 @@ class Warpgroup : WarpgroupSteps<kHeadDim, kVariant> {
   }
 
   __device__ __forceinline__ void PassSkipped() {
-    if constexpr (!kMaySkip) return;
-    for (; skipped_ != 0; --skipped_) {
-      const uint32_t step = steps_ - skipped_;
-      if constexpr (kIsCareful) {
-        WaitForValues(step);
-        TakeOutNonFinite(step);
+    if constexpr (kMaySkip) {
+      for (; skipped_ != 0; --skipped_) {
+        const uint32_t step = steps_ - skipped_;
+        if constexpr (kIsCareful) {
+          WaitForValues(step);
+          TakeOutNonFinite(step);
+        }
+        PassValues(step, true);
       }
-      PassValues(step, true);
     }
   }
 
@@ -301,10 +302,9 @@ class Warpgroup : WarpgroupSteps<kHeadDim, kVariant> {
   }
   // Volatile, so that the loads are not waited for where they begin.
   static __device__ __forceinline__ Bits Join(const Halves& halves) {
-    if constexpr (kVariant == Variant::kPlain) return {{kAllBits, kAllBits}};
-    Bits bits;
+    Bits bits = {{kAllBits, kAllBits}};
 #pragma unroll
-    for (int r = 0; r < 2; ++r) {
+    for (int r = 0; r < 2 && kVariant != Variant::kPlain; ++r) {
       asm volatile("prmt.b32 %0, %1, %2, 0x5410;"
                    : "=r"(bits.row[r])
                    : "r"(halves.low[r]), "r"(halves.high[r]));

@@ -106,6 +106,17 @@ __device__ __forceinline__ float MinKeepNan(float a, float b) {
   return result;
 }
 
+// Whether exponents against a finite reference need care: the reference in units of the exponential
+// is not finite, or so large that its rounding alone could be more than the exponential takes.
+__device__ __forceinline__ bool IsExtreme(float reference, float in_units) {
+  return core::IsFinite(reference) && !(fabsf(in_units) < 0x1p24f);
+}
+// score * scale - natural, natural being such a product rounded. Not fused: the score that it is of
+// gives 0.
+__device__ __forceinline__ float CarefulExponent(float score, float scale, float natural) {
+  return __fmul_rn(score, scale) - natural;
+}
+
 // 2^x to 2 ulp; results below 2^-126 are 0.
 __device__ __forceinline__ float Exp2Approximate(float x) {
   float result;

@@ -553,8 +553,7 @@ class WarpAttention {
             output[m][n][2 * r + 1] *= factor;
           }
         }
-        is_extreme = is_extreme ||
-                     (core::IsFinite(reference) && !core::IsFinite(reference * scale.log2_scale));
+        is_extreme = is_extreme || IsExtreme(reference, reference * scale.log2_scale);
       }
     }
     has_extreme_ = __any_sync(~0u, is_extreme);
@@ -587,13 +586,12 @@ class WarpAttention {
     ForEachScore(scores, [&](float& score, int m, int r, int, uint32_t) {
       const float natural = core::SoftmaxReference(maximum[m][r] * scale.scale);
       const float usual = fmaf(score, Unit(scale), -reference[m][r]);
-      const float careful = (score * scale.scale - natural) * kNatural;
-      const bool is_extreme = core::IsFinite(maximum[m][r]) && !core::IsFinite(reference[m][r]);
-      score = Exponential(is_extreme ? careful : usual);
+      const float careful = CarefulExponent(score, scale.scale, natural) * kNatural;
+      score = Exponential(IsExtreme(maximum[m][r], reference[m][r]) ? careful : usual);
     });
   }
 
-  bool has_extreme_;  // of the warp's rows: the maximum is finite, but not in base 2
+  bool has_extreme_;  // of the warp's rows, by IsExtreme
 };
 
 }  // namespace tandem::cuda

@@ -304,8 +304,7 @@ class F32Warpgroup {
         const int r = i / 2 % 2;
         const float natural = core::SoftmaxReference(maximum_[r] * params_.scale);
         const float usual = fmaf(scores_[i], params_.scale, -offset[r]);
-        // Not fused, so that the largest score is 0 here.
-        const float careful = __fmul_rn(scores_[i], params_.scale) - natural;
+        const float careful = CarefulExponent(scores_[i], params_.scale, natural);
         scores_[i] = expf(IsExtreme(maximum_[r], offset[r]) ? careful : usual);
       }
     } else {
@@ -335,11 +334,6 @@ class F32Warpgroup {
         }
       }
     }
-  }
-
-  // A finite maximum whose score has an error that the exponential cannot take, or is not finite.
-  static __device__ __forceinline__ bool IsExtreme(float maximum, float offset) {
-    return core::IsFinite(maximum) && !(fabsf(offset) < 16777216.0f);
   }
 
   // The pairs of a tile that this lane's rows see.

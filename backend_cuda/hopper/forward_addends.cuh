@@ -14,7 +14,7 @@ namespace tandem::cuda::hopper {
 struct Origin {
   float offset;     // in units of base 2
   float natural;    // in units of scores
-  bool is_extreme;  // finite, but not in units of base 2
+  bool is_extreme;
 };
 
 // A score from a product.

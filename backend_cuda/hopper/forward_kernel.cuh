@@ -601,12 +601,12 @@ class Warpgroup : WarpgroupSteps<kHeadDim, kVariant> {
             IsExtreme(reference_[r])};
   }
   __device__ __forceinline__ bool IsExtreme(float reference) const {
-    return core::IsFinite(reference) && !core::IsFinite(reference * RowScale().log2_scale);
+    return cuda::IsExtreme(reference, reference * RowScale().log2_scale);
   }
   __device__ __forceinline__ float Exponential(float score, const Origin& origin) const {
     const ScoreScale& scale = RowScale();
     const float usual = fmaf(score, scale.log2_scale, -origin.offset);
-    const float careful = (score * scale.scale - origin.natural) * core::kLog2e;
+    const float careful = CarefulExponent(score, scale.scale, origin.natural) * core::kLog2e;
     return Exp2Approximate(origin.is_extreme ? careful : usual);
   }
 

@@ -86,5 +86,25 @@ TEST(PresenceSmall, ReferenceIsTheLastCpuKernel) {
   EXPECT_EQ(last, "reference.cpu");
 }
 
+// Scores whose distance from 0 has a rounding error beyond what an exponential takes.
+class HugeScores : public ::testing::TestWithParam<Kernel> {};
+
+TEST_P(HugeScores, AgreeWithTheOracle) {
+  for (const tandem_dtype dtype : {TANDEM_DTYPE_F32, TANDEM_DTYPE_F16, TANDEM_DTYPE_BF16}) {
+    for (const float scale : {1.3e9f, 3e18f}) {
+      CaseSpec spec = SizedCase("huge", TANDEM_LAYOUT_BHSD, 70, 200, 64, 64,
+                                {Causal(TANDEM_ALIGN_BOTTOM_RIGHT)}, 5);
+      spec.dtype = dtype;
+      spec.scale = scale;
+      CheckKernel(GetParam(), spec);
+      spec.q_rows = 1;
+      CheckKernel(GetParam(), spec);
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Kernels, HugeScores, ::testing::ValuesIn(ForwardKernels()),
+                         [](const auto& info) { return TestName(info.param.name); });
+
 }  // namespace
 }  // namespace tandem::test

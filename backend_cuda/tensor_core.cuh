@@ -111,10 +111,10 @@ __device__ __forceinline__ float MinKeepNan(float a, float b) {
 __device__ __forceinline__ bool IsExtreme(float reference, float in_units) {
   return core::IsFinite(reference) && !(fabsf(in_units) < 0x1p24f);
 }
-// score * scale - natural, natural being such a product rounded. Not fused: the score that it is of
-// gives 0.
+// score * scale - natural, natural being such a product rounded. Neither is fused: the score that
+// natural is of gives 0.
 __device__ __forceinline__ float CarefulExponent(float score, float scale, float natural) {
-  return __fmul_rn(score, scale) - natural;
+  return __fsub_rn(__fmul_rn(score, scale), natural);
 }
 
 // 2^x to 2 ulp; results below 2^-126 are 0.

@@ -12,8 +12,8 @@ namespace tandem::cuda::hopper {
 
 // What the exponentials of a row are measured from.
 struct Origin {
-  float offset;     // in units of base 2
-  float natural;    // in units of scores
+  float offset;   // in units of base 2
+  float natural;  // in units of scores
   bool is_extreme;
 };
 

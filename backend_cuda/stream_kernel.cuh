@@ -316,8 +316,8 @@ class StreamBlock {
     return pages;
   }
 
-  static __device__ __noinline__ void CopyPages(const Problem& problem, bool is_value,
-                                                int32_t kv_head, Pages pages, uint32_t tile) {
+  static __device__ __forceinline__ void CopyPages(const Problem& problem, bool is_value,
+                                                   int32_t kv_head, Pages pages, uint32_t tile) {
     const Array4& array = is_value ? problem.v : problem.k;
     const int lane = threadIdx.x % kWarpSize;
     const int column = lane % kChunks * 8;

@@ -31,8 +31,7 @@ import peers_backward
 import peers_onnx
 import peers_torch
 import tandem_ctypes as tandem
-
-OURS = ("tandem", "tandem with preparation", "tandem dense", "tandem deterministic")
+from table import OURS
 
 
 class Budget:

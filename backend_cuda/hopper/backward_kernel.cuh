@@ -10,6 +10,7 @@
 #define TANDEM_BACKEND_CUDA_HOPPER_BACKWARD_KERNEL_CUH_
 
 #include "backend_cuda/hopper/backward_loading.cuh"
+#include "backend_cuda/hopper/backward_output.cuh"
 #include "core/gradient.h"
 
 namespace tandem::cuda::hopper {
@@ -344,74 +345,24 @@ class GradientWarpgroup {
 
   __device__ __forceinline__ void WriteGradients() {
     if constexpr (kKeepsKeys) {
-      Write(problem_.dk, problem_.qk_dim, problem_.scale, first_sum_);
-      Write(problem_.dv, problem_.v_dim, 1.0f, second_sum_);
-    } else {
-      Write(problem_.dq, problem_.qk_dim, problem_.scale, first_sum_);
+      WriteKeyGradient(problem_.dk, problem_.qk_dim, problem_.scale, first_sum_);
+      WriteKeyGradient(problem_.dv, problem_.v_dim, 1.0f, second_sum_);
+    } else if (problem_.dq.data != nullptr) {
+      const int64_t row = block_.first_row + first_lane_row_;
+      WriteGradientRows<kDType>(
+          problem_.dq, core::QueryOffset(problem_.dq, block_.sequence, block_.head, row),
+          block_.sequence.q_rows - row, problem_.qk_dim, problem_.scale, first_sum_);
     }
   }
 
-  // + 0 turns -0 into +0.
-  __device__ __forceinline__ void Write(const core::Array4& gradient, int64_t dim, float factor,
-                                        const float (&sum)[kHeadDim / 2]) const {
+  __device__ __forceinline__ void WriteKeyGradient(const core::Array4& gradient, int64_t dim,
+                                                   float factor,
+                                                   const float (&sum)[kHeadDim / 2]) const {
     if (gradient.data == nullptr) return;
-    const Sequence& s = block_.sequence;
-    const int64_t rows = kKeepsKeys ? s.kv_rows : s.q_rows;
     const int64_t row = block_.first_row + first_lane_row_;
-    const int64_t offset = kKeepsKeys ? core::KeyOffset(gradient, s, block_.head, row)
-                                      : core::QueryOffset(gradient, s, block_.head, row);
-    uint16_t* const to = static_cast<uint16_t*>(gradient.data) + offset;
-    const bool has_chunks = gradient.dtype != DType::kF32 && gradient.column_stride == 1 &&
-                            dim % 8 == 0 && gradient.row_stride % 8 == 0 &&
-                            __all_sync(~0u, reinterpret_cast<uintptr_t>(to) % 16 == 0);
-    if (has_chunks) {
-#pragma unroll
-      for (int r = 0; r < 2; ++r) {
-#pragma unroll
-        for (int t = 0; t < kHeadDim / 8; t += 4) {
-          uint32_t x[4];
-#pragma unroll
-          for (int n = 0; n < 4; ++n) {
-            const int i = 4 * (t + n) + 2 * r;
-            x[n] = PackPair<kDType>(sum[i] * factor + 0.0f, sum[i + 1] * factor + 0.0f);
-          }
-          TransposeInQuad(x);
-          const int column = 8 * (t + (lane_ & 3));
-          if (row + 8 * r < rows && column < dim) {
-            *reinterpret_cast<uint4*>(to + 8 * r * gradient.row_stride + column) =
-                make_uint4(x[0], x[1], x[2], x[3]);
-          }
-        }
-      }
-      return;
-    }
-#pragma unroll
-    for (int i = 0; i < kHeadDim / 2; ++i) {
-      const int r = i / 2 % 2;
-      const int column = 8 * (i / 4) + 2 * (lane_ & 3) + i % 2;
-      if (row + 8 * r < rows && column < dim) {
-        StoreElement(gradient.data, gradient.dtype,
-                     offset + 8 * r * gradient.row_stride + column * gradient.column_stride,
-                     sum[i] * factor + 0.0f);
-      }
-    }
-  }
-
-  // Lane c of a quad gets word c of each lane.
-  __device__ __forceinline__ void TransposeInQuad(uint32_t (&x)[4]) const {
-    const bool is_odd = (lane_ & 1) != 0;
-    const bool is_high = (lane_ & 2) != 0;
-    Exchange(is_odd, 1, x[0], x[1]);
-    Exchange(is_odd, 1, x[2], x[3]);
-    Exchange(is_high, 2, x[0], x[2]);
-    Exchange(is_high, 2, x[1], x[3]);
-  }
-  // The lane without the bit keeps `low` and gives `high` for the other's `low`.
-  static __device__ __forceinline__ void Exchange(bool has_bit, int bit, uint32_t& low,
-                                                  uint32_t& high) {
-    const uint32_t got = __shfl_xor_sync(~0u, has_bit ? low : high, bit);
-    low = has_bit ? got : low;
-    high = has_bit ? high : got;
+    WriteGradientRows<kDType>(gradient,
+                              core::KeyOffset(gradient, block_.sequence, block_.head, row),
+                              block_.sequence.kv_rows - row, dim, factor, sum);
   }
 
   const BackwardParams& base_;

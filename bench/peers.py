@@ -34,6 +34,9 @@ import tandem_ctypes as tandem
 from table import OURS
 
 
+COMPILED = ("flex", "FA4")  # for every case, when it is first called
+
+
 class Budget:
     """Seconds that compiling may take, over all cases."""
 
@@ -118,8 +121,8 @@ class Bench:
                 warnings.simplefilter("always")
                 try:
                     if inputs.case.is_backward:
-                        prepare = peers_backward.gradients_of(prepare)
-                    if name == "flex":
+                        prepare = peers_backward.gradients_of(name, prepare)
+                    if name in COMPILED:
                         with self.compile_budget:
                             call = prepare(inputs)
                             call.run(0)
@@ -181,7 +184,8 @@ class Bench:
         for run in runs.values():
             run()
         self.sample_beside(case)
-        times = measure.interleaved(runs, self.device, self.options.seconds)
+        clocks = {name: call.clock for name, (call, _) in calls.items() if call.clock}
+        times = measure.interleaved(runs, self.device, self.options.seconds, clocks=clocks)
         self.sample_beside(case)
         for name, (_, facts) in calls.items():
             median = statistics.median(times[name])
@@ -232,7 +236,7 @@ def parse_options():
     parser.add_argument("--filter", type=words, default=[], help="only cases whose names contain one of these")
     parser.add_argument("--peers", type=words, help="only these peers, by name; '' for none")
     parser.add_argument("--kernel", help="ours by this kernel")
-    parser.add_argument("--compile-seconds", type=float, default=60, help="for FlexAttention in all (60; 0: without)")
+    parser.add_argument("--compile-seconds", type=float, default=60, help="for FlexAttention and FlashAttention-4 in all (60; 0: without)")
     parser.add_argument("--judge-pairs", type=int, default=1 << 20, help="rows are sampled above this (2^20)")
     parser.add_argument("--stamp", help="stamp file of the bundle that the library is from")
     parser.add_argument("--json", help="where to write the results")

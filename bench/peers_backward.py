@@ -7,6 +7,7 @@ largest element, is held against f64 mathematics on the first sequence and key h
 
 import torch
 
+import peers_jax
 import peers_torch
 import tandem_ctypes as tandem
 
@@ -45,8 +46,11 @@ def ours(library, inputs):
     return calls, declined
 
 
-def gradients_of(prepare):
+def gradients_of(name, prepare):
     """A peer's backward pass, from what prepares its forward pass."""
+    if name == "FA3":
+        return peers_jax.flash3_gradients
+
     def prepare_gradients(inputs):
         with torch.enable_grad():
             forward = prepare(inputs)
@@ -87,7 +91,7 @@ def judge(inputs, calls):
     exact = exact_gradients(inputs)
     for call, facts in calls.values():
         errors = []
-        for gradient, want, heads in zip(call.run(0), exact, (group, 1, 1)):
+        for gradient, want, heads in zip(map(call.arrange, call.run(0)), exact, (group, 1, 1)):
             if call.tensors:  # [B, S, H, D]
                 gradient = gradient.transpose(1, 2)
             difference = gradient[:1, :heads].double() - want

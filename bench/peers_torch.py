@@ -21,11 +21,13 @@ class NotMeant(Exception):
 @dataclasses.dataclass
 class Call:
     """run(copy) computes with that copy of the keys and values; arrange(what run gave) is [B, H, S, D], or
-    [T, H, D] in packed cases. tensors: the q, k and v that it reads, for copy 0, where it arranged them itself."""
+    [T, H, D] in packed cases. tensors: the q, k and v that it reads, for copy 0, where it arranged them itself.
+    clock: runs it and gives the seconds, where it does not compute on PyTorch's current stream."""
 
     run: typing.Callable
     arrange: typing.Callable = lambda out: out
     tensors: tuple = ()
+    clock: typing.Callable | None = None
 
 
 def _sdpa(backend):
@@ -138,7 +140,7 @@ def _flash_package(attention, varlen, **settings):
     """FlashAttention-3 and -4: [B, S, H, D], causal at the bottom right, which is the same for square cases."""
     def prepare(inputs):
         case = inputs.case
-        if inputs.torch_mask is not None and not case.is_packed and case.mask != "window":
+        if not case.is_packed and case.mask != "window" and inputs.torch_mask is not None:
             raise Declined("it takes no mask and no bias")
         first = lambda result: result[0] if isinstance(result, tuple) else result
         scale = {} if inputs.scale is None else {"softmax_scale": inputs.scale}

@@ -189,6 +189,10 @@ def cpu_cases():
     for dtype in dtypes:
         yield _square("short", "cpu", dtype, 1, 8, 512, 64)
         yield _square("long", "cpu", dtype, 1, 8, 8192, 128)
+    for dtype in dtypes:
+        for heads in (2, 16):  # for one thread, and for many
+            for dim in (64, 128):
+                yield _square("backward", "cpu", dtype, 1, heads, 2048, dim)
 
 
 def cases(device, groups=(), filters=()):

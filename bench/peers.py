@@ -167,7 +167,8 @@ class Bench:
             peers_backward.require_gradients(inputs)
         entry = {"case": case.name, "group": case.group, "pairs": case.pairs, "flops": case.flops,
                  "kv_bytes": case.kv_bytes, "io_bytes": case.io_bytes, "kv_copies": copies, "calls": {}}
-        calls, declined = peers_backward.ours(self.library, inputs) if case.is_backward else self.ours(inputs)
+        calls, declined = (peers_backward.ours(self.library, inputs, self.threads) if case.is_backward
+                           else self.ours(inputs))
         more, more_declined = self.theirs(inputs)
         calls.update(more)
         entry["declined"] = {**declined, **more_declined}

@@ -25,12 +25,13 @@ def require_gradients(inputs):
     inputs.dout = torch.randn_like(inputs.q)
 
 
-def ours(library, inputs):
+def ours(library, inputs, threads=0):
     tensors, terms, bias = inputs.description(inputs.device, inputs.k, inputs.v)
     dout = inputs.packed(inputs.dout) if inputs.case.is_packed else inputs.dout
     calls, declined = {}, {}
     for name, deterministic in (("tandem", False), ("tandem deterministic", True)):
-        forward = tandem.Attention(library, torch, *tensors, terms, bias, prepared=inputs.dense is not None)
+        forward = tandem.Attention(library, torch, *tensors, terms, bias, threads=threads,
+                                   prepared=inputs.dense is not None)
         forward()
         backward = tandem.BackwardAttention(forward, *tensors, dout, bias, deterministic=deterministic)
 

@@ -316,6 +316,7 @@ class BackwardAttention:
         options = Options()
         options.struct_size = ctypes.sizeof(Options)
         options.kernel = kernel.encode() if kernel else None
+        options.threads = forward.options.threads
         c = self.library.c
         self.library.check(c.tandem_plan_create(ctypes.byref(forward.problem), ctypes.byref(forward.outputs),
                                                 ctypes.byref(g), ctypes.byref(options), ctypes.byref(self.plan)))

@@ -103,6 +103,18 @@ TANDEM_ISA_INLINE Vector<Arch> ExponentiateTile(float factor, float reference, f
   return sum;
 }
 
+// Whether the rounding error of the product that a reference is of could be more than the
+// exponential takes. NaN is not.
+TANDEM_HD bool IsExtreme(float reference) { return fabsf(reference) >= 0x1p24f; }
+
+// Products to scores, each rounded: the largest is then its row's maximum, bit for bit.
+template <class Arch>
+__attribute__((noinline, cold)) void ScaleTile(float factor, float* scores) {
+  for (int64_t t = 0; t < core::kTile; t += kLanes<Arch>) {
+    (Vector<Arch>::load_aligned(scores + t) * Vector<Arch>(factor)).store_aligned(scores + t);
+  }
+}
+
 // Bit t: pair (i, j + t) of the head is kept. Global coordinates.
 TANDEM_HD uint64_t KeepWord(const core::Dropout& dropout, int64_t head_index, int64_t i,
                             int64_t j) {
@@ -143,13 +155,19 @@ TANDEM_ISA_INLINE void SoftmaxRow(const core::Problem& p, const core::Sequence& 
     }
     largest = LargestOfTile<Arch>(tile, largest);
   }
-  const float factor = has_terms ? 1.0f : p.scale;
+  float factor = has_terms ? 1.0f : p.scale;
   const float old_m = row->m;
   row->m = core::Max(old_m, factor * Largest(largest));
   // A score of +inf makes its row NaN; inf - inf would not, where only the product with the scale
   // overflows.
   const float reference = row->m == -core::NegativeInfinity() ? core::BitsToFloat(0x7fc00000u)
                                                               : core::SoftmaxReference(row->m);
+  if (__builtin_expect(IsExtreme(reference), 0)) {
+    for (int t = 0; t < tiles.count; ++t) {
+      ScaleTile<Arch>(factor, scores + tiles.tile[t] * core::kTile);
+    }
+    factor = 1.0f;
+  }
   V sum(0.0f);
   for (int t = 0; t < tiles.count; ++t) {
     sum = ExponentiateTile<Arch>(factor, reference, scores + tiles.tile[t] * core::kTile, sum);

@@ -47,7 +47,6 @@ template <class Leaf>
 __attribute__((noinline, cold)) float MoveReference(ScoreFactor factor, uint64_t word,
                                                     RowState* state, int64_t r, float* scores) {
   using V = Vector<typename Leaf::Arch>;
-  constexpr float kLargestOffset = 0x1p100f;
   const float nan = core::BitsToFloat(0x7fc00000u);
   V lanes(core::NegativeInfinity());
   for (int c = 0; c < core::kTile; c += kLanes<typename Leaf::Arch>) {
@@ -60,10 +59,13 @@ __attribute__((noinline, cold)) float MoveReference(ScoreFactor factor, uint64_t
   // A score that is -inf only after scaling: the row has seen nothing yet.
   if (score == core::NegativeInfinity()) return 0.0f;
   const float offset = m * factor.to_exponent;
-  const bool is_far = offset > kLargestOffset || offset < -kLargestOffset;
+  const bool is_far = IsExtreme(offset);
   if (m > old) {
-    const float rescale =
-        old == core::NegativeInfinity() ? 1.0f : core::SoftmaxRescale(old * factor.to_score, score);
+    float rescale = 1.0f;
+    if (old != core::NegativeInfinity()) {
+      rescale = is_far ? expf((old - m) * factor.to_score)
+                       : core::SoftmaxRescale(old * factor.to_score, score);
+    }
     state->reference[r] = m;
     state->rescale[r] = rescale;
     for (int c = 0; c < 16; ++c) state->sum[r][c] *= rescale;
@@ -73,7 +75,8 @@ __attribute__((noinline, cold)) float MoveReference(ScoreFactor factor, uint64_t
   // A score of +inf makes its row NaN.
   if (!core::IsFinite(score)) return nan;
   if (!is_far) return -offset;
-  // The product with the factor might overflow: the difference is taken first, in every unit.
+  // The product with the factor might overflow, and its rounding error be more than the exponential
+  // takes: the difference is taken first, in every unit.
   for (int c = 0; c < core::kTile; c += kLanes<typename Leaf::Arch>) {
     float* x = scores + c / 16 * kScoreGroupStride + c % 16;
     (V::load_aligned(x) - V(m)).store_aligned(x);

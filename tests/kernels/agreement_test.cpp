@@ -86,15 +86,7 @@ TEST(PresenceSmall, ReferenceIsTheLastCpuKernel) {
   EXPECT_EQ(last, "reference.cpu");
 }
 
-// Scores whose distance from 0 has a rounding error beyond what an exponential takes. flash_cpu
-// does not serve them yet: docs/semantics.md, section 9.
-std::vector<Kernel> KernelsForHugeScores() {
-  std::vector<Kernel> kernels = ForwardKernels();
-  std::erase_if(kernels,
-                [](const Kernel& kernel) { return kernel.name.starts_with("flash_cpu."); });
-  return kernels;
-}
-
+// Scores whose distance from 0 has a rounding error beyond what an exponential takes.
 class HugeScores : public ::testing::TestWithParam<Kernel> {};
 
 TEST_P(HugeScores, AgreeWithTheOracle) {
@@ -111,7 +103,7 @@ TEST_P(HugeScores, AgreeWithTheOracle) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Kernels, HugeScores, ::testing::ValuesIn(KernelsForHugeScores()),
+INSTANTIATE_TEST_SUITE_P(Kernels, HugeScores, ::testing::ValuesIn(ForwardKernels()),
                          [](const auto& info) { return TestName(info.param.name); });
 
 }  // namespace

@@ -17,10 +17,10 @@ namespace tandem::cuda::hopper {
 
 // Registers of either side. This lane has rows 16 w + g and 16 w + g + 8 of the warpgroup's, r = 0
 // and 1; element 4 t + 2 r + e of scores is row r, row 8 t + 2 c + e of the step.
-template <DType kDType, int kHeadDim, GradientSide kSide>
+template <DType kDType, int kHeadDim, GradientSide kSide, bool kHasBias>
 class GradientWarpgroup {
  public:
-  using State = GradientState<kHeadDim, kSide>;
+  using State = GradientState<kHeadDim, kSide, kHasBias>;
   static constexpr BackwardPolicy kPolicy = State::kPolicy;
   static constexpr bool kKeepsKeys = State::kKeepsKeys;
 
@@ -35,7 +35,9 @@ class GradientWarpgroup {
         lane_(static_cast<int>(threadIdx.x) % kWarpSize),
         first_lane_row_(64 * warpgroup +
                         16 * (static_cast<int>(threadIdx.x) % kWarpgroupThreads / kWarpSize) +
-                        static_cast<int>(threadIdx.x) % kWarpSize / 4) {}
+                        static_cast<int>(threadIdx.x) % kWarpSize / 4) {
+    if constexpr (kHasBias) FindBias(params.bias.per_row != 0);
+  }
 
   __device__ void Run() {
 #pragma unroll
@@ -202,9 +204,11 @@ class GradientWarpgroup {
   __device__ __forceinline__ void Evaluate(const StepTile& tile) {
     const uint32_t stage = Stage();
     uint32_t bits = ~0u;
-    if (tile.IsHidden()) bits = LoadBits();
+    bool is_hidden = tile.IsHidden();
+    if (is_hidden) bits = LoadBits();
+    if constexpr (kHasBias) is_hidden = HideByBias(bits) || is_hidden;
     if (tile.IsFlagged()) PatchScores(tile);
-    if (tile.IsHidden()) {
+    if (is_hidden) {
       Probabilities<true>(bits);
     } else {
       Probabilities<false>(bits);
@@ -212,7 +216,7 @@ class GradientWarpgroup {
     LoadStatistics(state_.offset[stage], offset_);
     WaitProducts<0>(value_products_);
     if (tile.IsFlagged()) PatchValueProducts(tile);
-    if (tile.IsHidden()) {
+    if (is_hidden) {
       Gradients<true>(bits);
     } else {
       Gradients<false>(bits);
@@ -250,17 +254,28 @@ class GradientWarpgroup {
 
   template <bool kHidden>
   __device__ __forceinline__ void Probabilities(uint32_t bits) {
+    BiasPairs pairs[2];
+    if constexpr (kHasBias) LoadBias(0, pairs[0]);
 #pragma unroll
     for (int t = 0; t < kTiles; ++t) {
+      if constexpr (kHasBias) {
+        if (t % 2 == 0 && t + 2 < kTiles) LoadBias(t / 2 + 1, pairs[(t / 2 + 1) % 2]);
+      }
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const float lse = Of(lse_, t, i);
         float& score = scores_[4 * t + i];
-        float x = MinKeepNan(fmaf(score, base_.unit, -lse), 0.0f);
+        float x;
+        if constexpr (kHasBias) {
+          x = fmaf(score, problem_.scale, BiasOf(pairs[t / 2 % 2], t, i)) - lse;
+        } else {
+          x = fmaf(score, base_.unit, -lse);
+        }
+        x = MinKeepNan(x, 0.0f);
         if (kHidden) {
           x = (bits & 1u << (16 * (i / 2) + 2 * t + i % 2)) != 0 ? x : core::NegativeInfinity();
         }
-        score = Exp2Approximate(x);
+        score = Exp2Approximate(kHasBias ? x * core::kLog2e : x);
       }
     }
     if constexpr (kKeepsKeys) Pack(scores_, probabilities_);
@@ -290,6 +305,86 @@ class GradientWarpgroup {
     for (int i = 0; i < kStepRows / 4; ++i) {
       packed[i / 4][i % 4] = PackPair<kDType>(x[2 * i], x[2 * i + 1]);
     }
+  }
+
+  // ---- a bias ----
+
+  // Of 16 rows of the step: word 2 t + r is row r's, rows 2 c and 2 c + 1 of the t-th eight.
+  struct NoPairs {};
+  using BiasPairs = std::conditional_t<kHasBias, uint32_t[4], NoPairs>;
+
+  __device__ __forceinline__ void FindBias(bool is_per_row) {
+    const int low = lane_ & 7;
+    const int middle = lane_ >> 3 & 1;
+    const int high = lane_ >> 4;
+    const int first_warp_row = first_lane_row_ - lane_ / 4;
+    int row;
+    int chunk;
+    if constexpr (kKeepsKeys) {
+      row = low + 8 * high;
+      chunk = first_warp_row % 64 / 8 + middle;
+    } else {
+      row = first_warp_row + low + 8 * middle;
+      chunk = high;
+    }
+    if (!is_per_row) row = 0;
+    bias_ = shared_ + State::kBiasOffset + row * 128 + ((chunk ^ (row & 7)) << 4);
+    if constexpr (kKeepsKeys) {
+      bias_ += warpgroup_ * (kPolicy.bias_bytes / 2);
+      bias_row_bytes_ = is_per_row ? 128 : 0;
+    }
+  }
+  __device__ __forceinline__ void LoadBias(int n, BiasPairs& pairs) const {
+    const uint32_t address = bias_ + Stage() * kPolicy.bias_bytes;
+    if constexpr (kKeepsKeys) {
+      LoadMatricesTransposed(pairs, address + 16 * n * bias_row_bytes_);
+    } else {
+      LoadMatrices(pairs, address ^ n << 5);
+    }
+  }
+  // Of element 4 t + i of scores.
+  static __device__ __forceinline__ float BiasOf(const BiasPairs& pairs, int t, int i) {
+    const uint32_t word = pairs[t % 2 * 2 + i / 2];
+    return i % 2 == 0 ? UnpackLow<kDType>(word) : UnpackHigh<kDType>(word);
+  }
+
+  // Clears the bits of pairs that a bias of -inf hides; false where this warp has none.
+  __device__ __forceinline__ bool HideByBias(uint32_t& bits) const {
+    constexpr uint32_t kHidden = kDType == DType::kF16 ? 0xfc00u : 0xff80u;
+    uint32_t least = 0;
+#pragma unroll
+    for (int n = 0; n < kTiles / 2; ++n) {
+      BiasPairs pairs;
+      LoadBias(n, pairs);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) least = LesserPair(least, pairs[i]);
+    }
+    const bool has_hidden = (least & 0xffffu) == kHidden || least >> 16 == kHidden;
+    if (__any_sync(~0u, has_hidden) == 0) return false;
+    uint32_t hidden = 0;
+#pragma unroll
+    for (int n = 0; n < kTiles / 2; ++n) {
+      BiasPairs pairs;
+      LoadBias(n, pairs);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int bit = 16 * (i % 2) + 2 * (2 * n + i / 2);
+        if ((pairs[i] & 0xffffu) == kHidden) hidden |= 1u << bit;
+        if (pairs[i] >> 16 == kHidden) hidden |= 2u << bit;
+      }
+    }
+    bits &= ~hidden;
+    return true;
+  }
+  // Of each half the lesser one, numbers before NaN.
+  static __device__ __forceinline__ uint32_t LesserPair(uint32_t a, uint32_t b) {
+    uint32_t least;
+    if constexpr (kDType == DType::kF16) {
+      asm("min.f16x2 %0, %1, %2;" : "=r"(least) : "r"(a), "r"(b));
+    } else {
+      asm("min.bf16x2 %0, %1, %2;" : "=r"(least) : "r"(a), "r"(b));
+    }
+    return least;
   }
 
   // ---- elements that the products cannot serve, as PatchPair of backward_terms.cuh ----
@@ -325,7 +420,8 @@ class GradientWarpgroup {
       const int row = kKeepsKeys ? 8 * (i / 4) + 2 * (lane_ & 3) + i % 2
                                  : first_lane_row_ % 64 + 8 * (i / 2 % 2);
       // An LSE too large for base 2 stands as 0: next to it only scores as large count.
-      if ((query_flags >> row & 1) != 0 && core::IsFinite(lse[row]) && !core::IsNan(scores_[i])) {
+      if (!kHasBias && (query_flags >> row & 1) != 0 && core::IsFinite(lse[row]) &&
+          !core::IsNan(scores_[i])) {
         const bool is_below = scores_[i] * problem_.scale < lse[row];
         scores_[i] =
             core::BitsToFloat(is_below != (problem_.scale < 0.0f) ? 0xff800000u : 0x7f800000u);
@@ -374,6 +470,8 @@ class GradientWarpgroup {
   const int lane_;
   const int first_lane_row_;  // of the block's
   uint32_t steps_ = 0;        // that this warpgroup has done with
+  uint32_t bias_ = 0;         // address of what this lane loads of stage 0
+  uint32_t bias_row_bytes_ = 0;
 
   Fragments first_kept_;
   Fragments second_kept_;
@@ -387,10 +485,10 @@ class GradientWarpgroup {
   float second_sum_[kKeepsKeys ? kHeadDim / 2 : 1];  // dV
 };
 
-template <DType kDType, int kHeadDim, GradientSide kSide>
+template <DType kDType, int kHeadDim, GradientSide kSide, bool kHasBias>
 __global__ void __launch_bounds__(MakeBackwardPolicy(kHeadDim).threads, 1)
     HopperGradientKernel(const __grid_constant__ GradientParams params) {
-  using State = GradientState<kHeadDim, kSide>;
+  using State = GradientState<kHeadDim, kSide, kHasBias>;
   constexpr BackwardPolicy kPolicy = State::kPolicy;
   constexpr bool kKeepsKeys = kSide == GradientSide::kKeys;
   extern __shared__ __align__(1024) char shared[];
@@ -434,11 +532,12 @@ __global__ void __launch_bounds__(MakeBackwardPolicy(kHeadDim).threads, 1)
   const int warpgroup = __shfl_sync(~0u, static_cast<int>(threadIdx.x) / kWarpgroupThreads, 0);
   if (warpgroup == 0) {
     GiveRegisters<kPolicy.loading_registers>();
-    GradientLoader<kHeadDim, kSide>(params, address, state).Run();
+    GradientLoader<kHeadDim, kSide, kHasBias>(params, address, state).Run();
     if (blockIdx.x == 0) WaitForEarlierLaunch();
   } else {
     TakeRegisters<kPolicy.registers>();
-    GradientWarpgroup<kDType, kHeadDim, kSide>(params, address, state, warpgroup - 1).Run();
+    GradientWarpgroup<kDType, kHeadDim, kSide, kHasBias>(params, address, state, warpgroup - 1)
+        .Run();
   }
 }
 

@@ -18,25 +18,34 @@ bool MakeMaps(const GradientPlanes& planes, DType dtype, int64_t heads, int head
          MakePlaneMap(planes.second, dtype, rows, head_dim, kStepRows, &maps->second);
 }
 
-template <DType kDType, int kHeadDim>
+template <DType kDType, int kHeadDim, bool kHasBias>
 cudaError_t LaunchBothSides(GradientParams params, cudaStream_t stream) {
   const Problem& p = params.base.problem;
   cudaError_t error = cudaSuccess;
   params.is_dependent = 0;
   if ((p.dk.data != nullptr || p.dv.data != nullptr) && p.batch * p.kv_heads * p.kv_rows > 0) {
-    error = LaunchGradients<kDType, kHeadDim>(params, GradientSide::kKeys, stream);
+    error = LaunchGradients<kDType, kHeadDim, kHasBias>(params, GradientSide::kKeys, stream);
     params.is_dependent = 1;
   }
   if (error == cudaSuccess && p.dq.data != nullptr) {
-    error = LaunchGradients<kDType, kHeadDim>(params, GradientSide::kQueries, stream);
+    error = LaunchGradients<kDType, kHeadDim, kHasBias>(params, GradientSide::kQueries, stream);
   }
   return error;
 }
 
+template <DType kDType, int kHeadDim>
+cudaError_t LaunchProducts(const GradientParams& params, cudaStream_t stream) {
+  const Problem& p = params.base.problem;
+  if (p.bias.data == nullptr) return LaunchBothSides<kDType, kHeadDim, false>(params, stream);
+  const cudaError_t error = LaunchBothSides<kDType, kHeadDim, true>(params, stream);
+  if (error != cudaSuccess || !HasBiasMatrix(p)) return error;
+  return LaunchBiasGradient<kDType, kHeadDim>(params, stream);
+}
+
 template <DType kDType>
 cudaError_t LaunchType(const GradientParams& params, int head_dim, cudaStream_t stream) {
-  return head_dim == 64 ? LaunchBothSides<kDType, 64>(params, stream)
-                        : LaunchBothSides<kDType, 128>(params, stream);
+  return head_dim == 64 ? LaunchProducts<kDType, 64>(params, stream)
+                        : LaunchProducts<kDType, 128>(params, stream);
 }
 
 }  // namespace
@@ -47,13 +56,15 @@ bool DeclinesGradients(const Problem& p, core::Text* reason) {
            kMostHeadDim, static_cast<long long>(p.qk_dim), static_cast<long long>(p.v_dim));
   } else if (GradientMath(p) != p.dtype) {
     Format(reason, "it serves dout of q's type, and it is %s", core::DTypeName(p.dout.dtype));
-  } else if (p.bias.data != nullptr || p.alibi_slopes != nullptr || p.softcap > 0.0f ||
-             p.dropout.enabled != 0) {
+  } else if (p.alibi_slopes != nullptr || p.softcap > 0.0f || p.dropout.enabled != 0) {
     Format(reason, "it serves no %s",
-           p.bias.data != nullptr      ? "bias"
-           : p.alibi_slopes != nullptr ? "ALiBi"
-           : p.softcap > 0.0f          ? "softcap"
-                                       : "dropout");
+           p.alibi_slopes != nullptr ? "ALiBi"
+           : p.softcap > 0.0f        ? "softcap"
+                                     : "dropout");
+  } else if (p.bias.data != nullptr && DeclinesBias(p, reason)) {
+    return true;
+  } else if (p.dbias.data != nullptr && !HasBiasMatrix(p)) {
+    Format(reason, "it computes no gradient of a bias that is broadcast over rows");
   } else if (!core::SeesIntervals(p.mask) || p.sources.block_sparse_count != 0) {
     Format(reason,
            "beside lengths and dense masks it serves bands, with a prefix only where they have no "
@@ -75,9 +86,10 @@ cudaError_t LaunchGradientProducts(const BackwardParams& base, cudaStream_t stre
   const int64_t most_rows =
       core::Max(batch * p.q_heads * base.queries.rows, batch * p.kv_heads * base.keys.rows);
   GradientParams params;
-  if (base.is_plain == 0 || most_rows > INT32_MAX ||
+  if (!HasOrdinaryScores(p) || most_rows > INT32_MAX ||
       !MakeMaps(base.queries, p.dtype, batch * p.q_heads, head_dim, &params.queries) ||
-      !MakeMaps(base.keys, p.dtype, batch * p.kv_heads, head_dim, &params.keys)) {
+      !MakeMaps(base.keys, p.dtype, batch * p.kv_heads, head_dim, &params.keys) ||
+      (p.bias.data != nullptr && !MakeBiasSource(p, kStepRows, &params.bias))) {
     return LaunchPortableProducts(base, stream);
   }
   params.base = base;

@@ -3,14 +3,14 @@
 #ifndef TANDEM_BACKEND_CUDA_HOPPER_BACKWARD_LAUNCH_CUH_
 #define TANDEM_BACKEND_CUDA_HOPPER_BACKWARD_LAUNCH_CUH_
 
-#include "backend_cuda/hopper/backward_kernel.cuh"
+#include "backend_cuda/hopper/backward_bias.cuh"
 #include "backend_cuda/hopper/backward_launch.h"
 #include "backend_cuda/launch.h"
 #include "backend_cuda/tile_choice.h"
 
 namespace tandem::cuda::hopper {
 
-template <core::DType kDType, int kHeadDim, GradientSide kSide>
+template <core::DType kDType, int kHeadDim, GradientSide kSide, bool kHasBias>
 cudaError_t LaunchSide(GradientParams& params, cudaStream_t stream) {
   const core::Problem& p = params.base.problem;
   constexpr bool kKeepsKeys = kSide == GradientSide::kKeys;
@@ -21,8 +21,9 @@ cudaError_t LaunchSide(GradientParams& params, cudaStream_t stream) {
   if (items > INT32_MAX) return cudaErrorInvalidConfiguration;
   const int64_t head_bytes = (kKeepsKeys ? p.group * p.q_rows : p.kv_rows) * 4 * kHeadDim;
   params.base.section_heads = SectionHeads(p, heads, head_bytes, 1);
-  const auto kernel = reinterpret_cast<const void*>(&HopperGradientKernel<kDType, kHeadDim, kSide>);
-  constexpr int kBytes = kGradientSharedBytes<kHeadDim, kSide>;
+  const auto kernel =
+      reinterpret_cast<const void*>(&HopperGradientKernel<kDType, kHeadDim, kSide, kHasBias>);
+  constexpr int kBytes = kGradientSharedBytes<kHeadDim, kSide, kHasBias>;
   const cudaError_t error =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
   if (error != cudaSuccess) return error;
@@ -40,11 +41,31 @@ cudaError_t LaunchSide(GradientParams& params, cudaStream_t stream) {
   return cudaLaunchKernelExC(&config, kernel, arguments);
 }
 
-template <core::DType kDType, int kHeadDim>
+template <core::DType kDType, int kHeadDim, bool kHasBias>
 cudaError_t LaunchGradients(GradientParams params, GradientSide side, cudaStream_t stream) {
   return side == GradientSide::kKeys
-             ? LaunchSide<kDType, kHeadDim, GradientSide::kKeys>(params, stream)
-             : LaunchSide<kDType, kHeadDim, GradientSide::kQueries>(params, stream);
+             ? LaunchSide<kDType, kHeadDim, GradientSide::kKeys, kHasBias>(params, stream)
+             : LaunchSide<kDType, kHeadDim, GradientSide::kQueries, kHasBias>(params, stream);
+}
+
+template <core::DType kDType, int kHeadDim>
+cudaError_t LaunchBiasGradient(GradientParams params, cudaStream_t stream) {
+  const core::Problem& p = params.base.problem;
+  BiasTiles tiles = {};
+  tiles.rows = static_cast<int32_t>(core::CeilDiv<int64_t>(p.q_rows, kKeptRows));
+  tiles.keys = static_cast<int32_t>(core::CeilDiv<int64_t>(p.kv_rows, kStepRows));
+  tiles.count = (p.dbias.batch_stride != 0 ? p.batch : 1) *
+                (p.dbias.head_stride != 0 ? p.q_heads : 1) * tiles.rows * tiles.keys;
+  if (tiles.count == 0) return cudaSuccess;
+  if (tiles.count > INT32_MAX) return cudaErrorInvalidConfiguration;
+  int processors = 0;
+  const cudaError_t error = GetDeviceAttribute(cudaDevAttrMultiProcessorCount, &processors);
+  if (error != cudaSuccess) return error;
+  void* arguments[] = {&params, &tiles};
+  return LaunchShared(reinterpret_cast<const void*>(&HopperBiasGradientKernel<kDType, kHeadDim>),
+                      dim3(static_cast<unsigned>(core::Min<int64_t>(tiles.count, processors))),
+                      MakeBiasGradientPolicy(kHeadDim).threads, kBiasGradientSharedBytes<kHeadDim>,
+                      arguments, stream);
 }
 
 }  // namespace tandem::cuda::hopper

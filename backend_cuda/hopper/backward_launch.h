@@ -18,8 +18,11 @@ bool DeclinesGradients(const core::Problem& problem, core::Text* reason);
 cudaError_t LaunchGradientProducts(const BackwardParams& params, cudaStream_t stream);
 
 // dQ, or dK and dV. kHeadDim: HeadDimBucket(max(Dqk, Dv)).
-template <core::DType kDType, int kHeadDim>
+template <core::DType kDType, int kHeadDim, bool kHasBias>
 cudaError_t LaunchGradients(GradientParams params, GradientSide side, cudaStream_t stream);
+// dBias, if it has rows and keys of its own.
+template <core::DType kDType, int kHeadDim>
+cudaError_t LaunchBiasGradient(GradientParams params, cudaStream_t stream);
 
 }  // namespace tandem::cuda::hopper
 

@@ -8,11 +8,13 @@
 namespace tandem::cuda::hopper {
 
 // What the warps of a block share, after the tiles.
-template <int kHeadDim, GradientSide kSide>
+template <int kHeadDim, GradientSide kSide, bool kHasBias>
 struct alignas(16) GradientState {
-  static constexpr BackwardPolicy kPolicy = MakeBackwardPolicy(kHeadDim);
+  static constexpr BackwardPolicy kPolicy = MakeBackwardPolicy(kHeadDim, kHasBias);
   static constexpr bool kKeepsKeys = kSide == GradientSide::kKeys;
-  static constexpr int kOffset = 2 * kPolicy.kept_bytes + 2 * kPolicy.stages * kPolicy.step_bytes;
+  static constexpr int kBiasOffset =
+      2 * kPolicy.kept_bytes + 2 * kPolicy.stages * kPolicy.step_bytes;
+  static constexpr int kOffset = kBiasOffset + kPolicy.stages * kPolicy.bias_bytes;
 
   // Of the rows of a step, where those are of Q, at StatisticsPlace.
   float lse[kPolicy.stages][kKeepsKeys ? kStepRows : 4];
@@ -27,21 +29,20 @@ struct alignas(16) GradientState {
   uint64_t kept_full;
   KeptBlock block;
 };
-template <int kHeadDim, GradientSide kSide>
+template <int kHeadDim, GradientSide kSide, bool kHasBias>
 inline constexpr int kGradientSharedBytes =
-    GradientState<kHeadDim, kSide>::kOffset +
-    static_cast<int>(sizeof(GradientState<kHeadDim, kSide>));
+    GradientState<kHeadDim, kSide, kHasBias>::kOffset +
+    static_cast<int>(sizeof(GradientState<kHeadDim, kSide, kHasBias>));
 
-inline constexpr int kLoadingWarps = 4;
 // The full barriers: once the copies are begun, and once words and statistics are written.
 inline constexpr int kFullArrivals = 2;
 inline constexpr int kEmptyArrivals = 8;  // warps with rows
 
-template <int kHeadDim, GradientSide kSide>
-class GradientLoader : private GradientTiles<kSide> {
+template <int kHeadDim, GradientSide kSide, bool kHasBias>
+class GradientLoader : private GradientTiles<kSide, kHasBias> {
  public:
-  using Tiles = GradientTiles<kSide>;
-  using State = GradientState<kHeadDim, kSide>;
+  using Tiles = GradientTiles<kSide, kHasBias>;
+  using State = GradientState<kHeadDim, kSide, kHasBias>;
   static constexpr BackwardPolicy kPolicy = State::kPolicy;
   static constexpr bool kKeepsKeys = State::kKeepsKeys;
 
@@ -91,9 +92,9 @@ class GradientLoader : private GradientTiles<kSide> {
 
   // Each warp serves the steps of its own, and so of one stage: the others' latencies hide its.
   __device__ __forceinline__ bool IsMine() const {
-    return steps_ % kLoadingWarps == static_cast<uint32_t>(warp_);
+    return steps_ % kPolicy.stages == static_cast<uint32_t>(warp_);
   }
-  static_assert(kPolicy.stages == kLoadingWarps);
+  static_assert(kPolicy.stages <= kWarpgroupThreads / kWarpSize);
 
   // Waits until the next step's stage is empty.
   __device__ __forceinline__ uint32_t WaitForStage() const {
@@ -110,7 +111,8 @@ class GradientLoader : private GradientTiles<kSide> {
     const int row = (kKeepsKeys ? this->query_row_ : this->key_row_) + tile.FirstRow();
     if (lane_ == 0) {
       state_.tiles[stage] = tile;
-      ArriveExpecting(full, 2 * kPolicy.step_bytes);
+      ArriveExpecting(full, 2 * kPolicy.step_bytes + (kHasBias ? BiasBytes() : 0));
+      if constexpr (kHasBias) LoadBias(tile, stage, full);
       Load<kStepRows>(shared_ + 2 * kPolicy.kept_bytes + stage * 2 * kPolicy.step_bytes,
                       kKeepsKeys ? params_.queries : params_.keys, kPolicy.step_bytes, full, row);
     }
@@ -138,6 +140,31 @@ class GradientLoader : private GradientTiles<kSide> {
     for (int part = 0; part < kHeadDim / 64; ++part) {
       CopyBox(target + second_offset + part * kTileRows * 128, &maps.second, barrier, 64 * part,
               row, 0, 0);
+    }
+  }
+
+  // 128 columns of 64 rows where keys are kept, else 64 columns of 128 rows, as two boxes; one row
+  // of those columns where the bias is broadcast over rows.
+  __device__ __forceinline__ int BiasBoxes() const {
+    return kKeepsKeys || params_.bias.per_row != 0 ? 2 : 1;
+  }
+  __device__ __forceinline__ int BiasBytes() const {
+    return params_.bias.per_row != 0 ? kPolicy.bias_bytes : BiasBoxes() * kStepRows * 2;
+  }
+  __device__ __forceinline__ void LoadBias(const StepTile& tile, uint32_t stage,
+                                           uint32_t barrier) const {
+    const BiasSource& bias = params_.bias;
+    int key = static_cast<int>(s_.kv_offset) + (kKeepsKeys ? first_ : tile.FirstRow());
+    int row = static_cast<int>(s_.q_offset) + (kKeepsKeys ? tile.FirstRow() : first_);
+    if (bias.per_row == 0) row = 0;
+    const int head = bias.per_head != 0 ? static_cast<int>(tile.head) : 0;
+    const int batch = bias.per_batch != 0 ? static_cast<int>(s_.batch) : 0;
+    uint32_t target = shared_ + State::kBiasOffset + stage * kPolicy.bias_bytes;
+#pragma unroll 1
+    for (int n = 0; n < BiasBoxes(); ++n) {
+      CopyBox(target, &bias.map, barrier, key, row, head, batch);
+      target += kPolicy.bias_bytes / 2;
+      (kKeepsKeys ? key : row) += 64;
     }
   }
 

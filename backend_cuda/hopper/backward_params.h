@@ -21,16 +21,18 @@ struct BackwardPolicy {
   int loading_registers;  // of a thread of the other
   int kept_bytes;         // of one of the two tensors
   int step_bytes;
+  int bias_bytes;  // of a step; 0 in kernels without one
 };
 
-constexpr BackwardPolicy MakeBackwardPolicy(int head_dim) {
+constexpr BackwardPolicy MakeBackwardPolicy(int head_dim, bool has_bias = false) {
   BackwardPolicy policy = {};
-  policy.stages = 4;
+  policy.stages = head_dim > 64 && has_bias ? 3 : 4;
   policy.threads = 3 * kWarpgroupThreads;
   policy.registers = head_dim <= 64 ? 208 : 240;
   policy.loading_registers = head_dim <= 64 ? 88 : 24;
   policy.kept_bytes = kKeptRows * head_dim * 2;
   policy.step_bytes = kStepRows * head_dim * 2;
+  policy.bias_bytes = has_bias ? kKeptRows * kStepRows * 2 : 0;
   return policy;
 }
 
@@ -43,6 +45,7 @@ struct PlaneMaps {
 struct GradientParams {
   PlaneMaps queries;
   PlaneMaps keys;
+  BiasSource bias;  // boxes of 64 rows, or of one where it is broadcast over rows
   BackwardParams base;
   int32_t is_dependent;  // the launch may begin while that of the other side runs
 };

@@ -61,12 +61,72 @@ static __device__ __forceinline__ uint32_t TransposeBits(uint32_t word, int lane
   return word;
 }
 
+// Rows of the queries of one head, of which the first `existing` are there.
+struct HeadRows {
+  const Sequence& sequence;
+  int64_t head;
+  int query_row;  // of the planes, for local row 0
+  int existing;
+
+  // Those of the first row of some, and of the last one that exists.
+  __device__ __forceinline__ KeyInterval FirstInterval(const BackwardParams& base, int row) const {
+    return base.intervals[query_row + row];
+  }
+  __device__ __forceinline__ KeyInterval LastInterval(const BackwardParams& base, int end) const {
+    return base.intervals[query_row + core::Min(end, existing) - 1];
+  }
+};
+__device__ __forceinline__ int ExistingRows(const Sequence& s) {
+  return static_cast<int>(core::Clamp<int64_t>(s.q_len - s.q_offset, 0, s.q_rows));
+}
+
+// What hides pairs of a tile that has visible ones; else kNoTile.
+inline constexpr uint32_t kNoTile = ~0u;
+__device__ __forceinline__ uint32_t HidingParts(const BackwardParams& base, const HeadRows& rows,
+                                                int row, int row_count, int key, int key_count) {
+  const Sequence& s = rows.sequence;
+  const KeyInterval first = rows.FirstInterval(base, row);
+  const KeyInterval last = rows.LastInterval(base, row + row_count);
+  if (last.end <= key || first.begin >= key + key_count) return kNoTile;
+  uint32_t parts = 0;
+  if (last.begin > key || first.end < key + key_count) parts |= StepTile::kStructuredPart;
+  if (base.problem.mask.dense.words != nullptr) {
+    const core::TileClass by_dense = core::ClassifyDense(
+        base.problem.mask.dense, s, rows.head, s.q_offset + row,
+        s.q_offset + core::Min(row + row_count, rows.existing), s.kv_offset + key,
+        s.kv_offset + core::Min<int64_t>(key + key_count, core::LocalKeys(s)));
+    if (by_dense == core::TileClass::kEmpty) return kNoTile;
+    if (by_dense == core::TileClass::kPartial) parts |= StepTile::kDensePart;
+  }
+  return parts;
+}
+
+// The 64 keys from `key` on that a row sees, in quad order, by the parts that hide some.
+__device__ __forceinline__ uint64_t RowWord(const BackwardParams& base, const HeadRows& rows,
+                                            uint32_t parts, int row, int key) {
+  if (row >= rows.existing) return 0;
+  uint64_t word = ~uint64_t{0};
+  if ((parts & StepTile::kDensePart) != 0) {
+    const Sequence& s = rows.sequence;
+    const core::DenseBits& dense = base.problem.mask.dense;
+    const int64_t i = s.q_offset + row;
+    const int64_t j = s.kv_offset + key;
+    word = i < dense.q_extent && j < dense.kv_extent
+               ? dense.words[core::DenseWordIndex(dense, s.batch, rows.head, i, j >> 6)]
+               : 0;
+  }
+  if ((parts & StepTile::kStructuredPart) != 0) {
+    const KeyInterval keys = base.intervals[rows.query_row + row];
+    word &= core::ToQuadOrder(core::IntervalWord(keys.begin - key, keys.end - key));
+  }
+  return word;
+}
+
 // One warp's view of the tiles of a block.
-template <GradientSide kSide>
+template <GradientSide kSide, bool kHasBias = false>
 class GradientTiles {
  public:
   static constexpr bool kKeepsKeys = kSide == GradientSide::kKeys;
-  static constexpr uint32_t kNone = ~0u;
 
   __device__ GradientTiles(const BackwardParams& base, const KeptBlock& block)
       : base_(base),
@@ -74,8 +134,7 @@ class GradientTiles {
         s_(block.sequence),
         lane_(static_cast<int>(threadIdx.x) % kWarpSize),
         first_(static_cast<int>(block.first_row)),
-        existing_rows_(
-            static_cast<int>(core::Clamp<int64_t>(s_.q_len - s_.q_offset, 0, s_.q_rows))) {}
+        existing_rows_(ExistingRows(s_)) {}
 
  protected:
   // Before the tiles of a block are listed. head: of the rows that are kept.
@@ -93,15 +152,16 @@ class GradientTiles {
     int end = existing_rows_;
     if (!kKeepsKeys) {
       const bool has_rows = first_ < existing_rows_;
-      begin = has_rows ? FirstInterval(first_).begin / kStepRows : 0;
-      end = has_rows ? LastInterval(first_ + kKeptRows).end : 0;
+      const HeadRows rows = RowsOf(head);
+      begin = has_rows ? rows.FirstInterval(base_, first_).begin / kStepRows : 0;
+      end = has_rows ? rows.LastInterval(base_, first_ + kKeptRows).end : 0;
     }
     end = core::CeilDiv(end, kStepRows);
 #pragma unroll 1
     for (int tile = begin; tile < end; tile += kWarpSize) {
-      const uint32_t mine = tile + lane_ < end ? Properties(head, kv_head, tile + lane_) : kNone;
+      const uint32_t mine = tile + lane_ < end ? Properties(head, kv_head, tile + lane_) : kNoTile;
 #pragma unroll 1
-      for (uint32_t left = __ballot_sync(~0u, mine != kNone); left != 0; left &= left - 1) {
+      for (uint32_t left = __ballot_sync(~0u, mine != kNoTile); left != 0; left &= left - 1) {
         const int n = __ffs(static_cast<int>(left)) - 1;
         const uint32_t properties = __shfl_sync(~0u, mine, n);
         visit({static_cast<uint32_t>(tile + n) << StepTile::kPropertyBits | properties,
@@ -110,39 +170,25 @@ class GradientTiles {
     }
   }
 
-  // Those of the first row of some, and of the last one that exists.
-  __device__ __forceinline__ KeyInterval FirstInterval(int row) const {
-    return base_.intervals[query_row_ + row];
-  }
-  __device__ __forceinline__ KeyInterval LastInterval(int end) const {
-    return base_.intervals[query_row_ + core::Min(end, existing_rows_) - 1];
+  __device__ __forceinline__ HeadRows RowsOf(int64_t head) const {
+    return {s_, head, query_row_, existing_rows_};
   }
 
-  // Of a tile with visible pairs; else kNone.
+  // Of a tile with visible pairs; else kNoTile.
   __device__ __forceinline__ uint32_t Properties(int64_t head, int64_t kv_head, int tile) const {
     constexpr int kRows = kKeepsKeys ? kStepRows : kKeptRows;
     constexpr int kKeys = kKeepsKeys ? kKeptRows : kStepRows;
     const int row = kKeepsKeys ? tile * kStepRows : first_;
     const int key = kKeepsKeys ? first_ : tile * kStepRows;
-    const KeyInterval first = FirstInterval(row);
-    const KeyInterval last = LastInterval(row + kRows);
-    if (last.end <= key || first.begin >= key + kKeys) return kNone;
-    uint32_t properties = 0;
-    if (last.begin > key || first.end < key + kKeys) properties |= StepTile::kStructuredPart;
-    if (problem_.mask.dense.words != nullptr) {
-      const core::TileClass by_dense = core::ClassifyDense(
-          problem_.mask.dense, s_, head, s_.q_offset + row,
-          s_.q_offset + core::Min(row + kRows, existing_rows_), s_.kv_offset + key,
-          s_.kv_offset + core::Min<int64_t>(key + kKeys, core::LocalKeys(s_)));
-      if (by_dense == core::TileClass::kEmpty) return kNone;
-      if (by_dense == core::TileClass::kPartial) properties |= StepTile::kDensePart;
-    }
+    uint32_t properties = HidingParts(base_, RowsOf(head), row, kRows, key, kKeys);
+    if (properties == kNoTile) return kNoTile;
     const bool has_flags =
         kKeepsKeys ? HasQueryFlags(head, row, kRows) : HasKeyFlags(kv_head, key, kKeys);
-    if (has_flags || has_kept_flags_) {
-      properties |= StepTile::kFlagged;
-      // Else rows that are not there show it by their statistics.
-      if (row + kRows > existing_rows_) properties |= StepTile::kStructuredPart;
+    const bool is_flagged = has_flags || has_kept_flags_;
+    if (is_flagged) properties |= StepTile::kFlagged;
+    // Else rows that are not there show it by their statistics.
+    if ((kHasBias || is_flagged) && row + kRows > existing_rows_) {
+      properties |= StepTile::kStructuredPart;
     }
     return properties;
   }
@@ -176,7 +222,7 @@ class GradientTiles {
       for (int block = 0; block < kKeptRows; block += core::kTile) {
         uint64_t rows[2];
 #pragma unroll
-        for (int n = 0; n < 2; ++n) rows[n] = RowWord(tile, row + 4 * n, first_ + block);
+        for (int n = 0; n < 2; ++n) rows[n] = Word(tile, row + 4 * n, first_ + block);
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
           uint32_t bits[2];
@@ -194,28 +240,13 @@ class GradientTiles {
     } else {
 #pragma unroll 2
       for (int n = lane_; n < kKeptRows; n += kWarpSize) {
-        words[n] = RowWord(tile, first_ + n, tile.FirstRow());
+        words[n] = Word(tile, first_ + n, tile.FirstRow());
       }
     }
   }
 
-  // The 64 keys from `key` on that a row sees, in quad order.
-  __device__ __forceinline__ uint64_t RowWord(const StepTile& tile, int row, int key) const {
-    if (row >= existing_rows_) return 0;
-    uint64_t word = ~uint64_t{0};
-    if ((tile.word & StepTile::kDensePart) != 0) {
-      const core::DenseBits& dense = problem_.mask.dense;
-      const int64_t i = s_.q_offset + row;
-      const int64_t j = s_.kv_offset + key;
-      word = i < dense.q_extent && j < dense.kv_extent
-                 ? dense.words[core::DenseWordIndex(dense, s_.batch, tile.head, i, j >> 6)]
-                 : 0;
-    }
-    if ((tile.word & StepTile::kStructuredPart) != 0) {
-      const KeyInterval keys = base_.intervals[query_row_ + row];
-      word &= core::ToQuadOrder(core::IntervalWord(keys.begin - key, keys.end - key));
-    }
-    return word;
+  __device__ __forceinline__ uint64_t Word(const StepTile& tile, int row, int key) const {
+    return RowWord(base_, RowsOf(tile.head), tile.word, row, key);
   }
 
   const BackwardParams& base_;

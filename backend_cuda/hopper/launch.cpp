@@ -50,7 +50,9 @@ bool MakeMap(const Problem& p, const Array4& array, int64_t dim, int64_t heads, 
   return MakeMap(array, extents, box_rows, map);
 }
 
-bool MakeBias(const Problem& p, int block_rows, BiasSource* bias) {
+}  // namespace
+
+bool MakeBiasSource(const Problem& p, int box_rows, BiasSource* bias) {
   const Array4& array = p.bias;
   bias->per_batch = array.batch_stride != 0;
   bias->per_head = array.head_stride != 0;
@@ -58,10 +60,8 @@ bool MakeBias(const Problem& p, int block_rows, BiasSource* bias) {
   const int64_t extents[4] = {p.global_kv_len, bias->per_row != 0 ? p.global_q_len : 1,
                               bias->per_head != 0 ? p.q_heads : 1,
                               bias->per_batch != 0 ? p.batch : 1};
-  return MakeMap(array, extents, bias->per_row != 0 ? block_rows : 1, &bias->map);
+  return MakeMap(array, extents, bias->per_row != 0 ? box_rows : 1, &bias->map);
 }
-
-}  // namespace
 
 bool MakePlaneMap(void* data, core::DType dtype, int64_t rows, int columns, int box_rows,
                   CUtensorMap* map) {
@@ -117,6 +117,15 @@ constexpr int64_t kPairedItems = 1024;  // from where on pairs still occupy all 
 
 }  // namespace
 
+bool DeclinesBias(const Problem& p, core::Text* reason) {
+  if (p.bias.dtype != p.dtype) {
+    Format(reason, "it serves a bias of the type of q, %s, and this one is %s",
+           core::DTypeName(p.dtype), core::DTypeName(p.bias.dtype));
+    return true;
+  }
+  return !HasStrides(p.bias) && DeclinesStrides(p.bias, "the bias", reason);
+}
+
 bool Declines(const Problem& p, core::Text* reason) {
   if (!HasStrides(p.q)) return DeclinesStrides(p.q, "q", reason);
   if (!HasStrides(p.k)) return DeclinesStrides(p.k, "k", reason);
@@ -129,11 +138,8 @@ bool Declines(const Problem& p, core::Text* reason) {
     Format(reason, "it serves no %s", p.softcap > 0.0f ? "softcap" : "dropout");
   } else if (p.alibi_slopes != nullptr && p.bias.data != nullptr) {
     Format(reason, "it serves a bias or ALiBi, and there are both");
-  } else if (p.bias.data != nullptr && p.bias.dtype != p.dtype) {
-    Format(reason, "it serves a bias of the type of q, %s, and this one is %s",
-           core::DTypeName(p.dtype), core::DTypeName(p.bias.dtype));
-  } else if (p.bias.data != nullptr && !HasStrides(p.bias)) {
-    return DeclinesStrides(p.bias, "the bias", reason);
+  } else if (p.bias.data != nullptr && DeclinesBias(p, reason)) {
+    return true;
   } else if (p.sources.dense_count + (mask.dense.words != nullptr) != 0 && p.kv_offset % 64 != 0) {
     Format(reason, "with a dense mask it serves kv_offset that is a multiple of 64, not %lld",
            static_cast<long long>(p.kv_offset));
@@ -167,7 +173,7 @@ bool MakeParams(const Problem& p, void* flags, Params* params) {
       !MakeMap(p, p.v, p.v_dim, p.kv_heads, kv_rows, kBlockKeys, &params->values)) {
     return false;
   }
-  if (p.bias.data != nullptr && !MakeBias(p, policy.block_rows, &params->bias)) return false;
+  if (p.bias.data != nullptr && !MakeBiasSource(p, policy.block_rows, &params->bias)) return false;
   params->problem = p;
   params->flags = static_cast<CarefulFlags*>(flags);
   params->score_scale = ScaleBy(p.scale < 0.0f ? -p.scale : p.scale);

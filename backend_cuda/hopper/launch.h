@@ -20,6 +20,12 @@ int64_t FlagBytes(const core::Problem& problem);
 // address that is no multiple of 16, a scale that is 0 or far from 1.
 bool MakeParams(const core::Problem& problem, void* flags, Params* params);
 
+// Whether these kernels do not serve a bias that there is.
+bool DeclinesBias(const core::Problem& problem, core::Text* reason);
+// Its map, in boxes of `box_rows` rows, or of one where it is broadcast over rows; false where
+// there is none.
+bool MakeBiasSource(const core::Problem& problem, int box_rows, BiasSource* bias);
+
 // A map of contiguous rows of 16-bit elements, in boxes of `box_rows` rows and 64 columns; false
 // where there is none.
 bool MakePlaneMap(void* data, core::DType dtype, int64_t rows, int columns, int box_rows,

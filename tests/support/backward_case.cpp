@@ -102,8 +102,8 @@ tandem_status RunBackward(const Kernel& kernel, BackwardCase& problem,
 
 namespace {
 
-// efficient_cuda_backward.sm90: scores that are nothing but scaled products, rows that see one
-// interval of keys beside dense masks, and dO of q's type.
+// efficient_cuda_backward.sm90: scores that are scaled products and a bias with rows of its own,
+// rows that see one interval of keys beside dense masks, and dO of q's type.
 bool MustAcceptBackwardOnHopper(const CaseSpec& spec) {
   const auto is_served = [&](const TermSpec& term) {
     return term.kind == TANDEM_MASK_LENGTHS ||
@@ -111,9 +111,11 @@ bool MustAcceptBackwardOnHopper(const CaseSpec& spec) {
            (term.kind == TANDEM_MASK_BAND &&
             (!term.prefix || (term.left < 0 && !term.widths_per_head)));
   };
+  const bool has_bias = spec.bias.dtype != TANDEM_DTYPE_UNSET;
   return std::max(spec.qk_dim, spec.v_dim) <= 128 && !spec.out_f32 && spec.softcap == 0.0f &&
-         spec.bias.dtype == TANDEM_DTYPE_UNSET && spec.alibi_rank == 0 &&
-         spec.dropout_rate == 0.0f && std::all_of(spec.terms.begin(), spec.terms.end(), is_served);
+         IsBiasOnHopper(spec) && (!has_bias || (spec.bias.per_row && spec.q_rows > 1)) &&
+         spec.alibi_rank == 0 && spec.dropout_rate == 0.0f &&
+         std::all_of(spec.terms.begin(), spec.terms.end(), is_served);
 }
 
 }  // namespace

@@ -20,6 +20,11 @@ tandem_dtype NamedType(const std::string& name) {
   return TANDEM_DTYPE_UNSET;
 }
 
+bool IsDefault(const Strides& strides) {
+  return strides.order.empty() && strides.padding.empty() && strides.negative == 0 &&
+         strides.broadcast == 0;
+}
+
 // efficient_cuda.sm90: scores that are scaled products and a bias of their type, and tensors that
 // the tensor memory accelerator can copy.
 bool MustAcceptOnHopper(const CaseSpec& spec) {
@@ -29,22 +34,10 @@ bool MustAcceptOnHopper(const CaseSpec& spec) {
             (std::max(spec.qk_dim, spec.v_dim) > 64 && term.q_block % 128 == 0 &&
              term.kv_block % 128 == 0));
   };
-  const auto is_default = [](const Strides& strides) {
-    return strides.order.empty() && strides.padding.empty() && strides.negative == 0 &&
-           strides.broadcast == 0;
-  };
-  const auto has_whole_chunks = [&](const BiasSpec& bias) {
-    int64_t keys = spec.global_kv_len != 0 ? spec.global_kv_len : spec.kv_rows;
-    if (spec.layout == TANDEM_LAYOUT_THD) {
-      keys = *std::max_element(spec.kv_lens.begin(), spec.kv_lens.end());
-    }
-    return bias.dtype == TANDEM_DTYPE_UNSET ||
-           (bias.dtype == spec.dtype && bias.per_key && keys % 8 == 0 && is_default(bias.strides));
-  };
   return std::max(spec.qk_dim, spec.v_dim) <= 128 && spec.qk_dim % 8 == 0 && spec.v_dim % 8 == 0 &&
          spec.softcap == 0.0f && spec.alibi_rank == 0 && spec.dropout_rate == 0.0f &&
-         has_whole_chunks(spec.bias) && is_default(spec.q_strides) && is_default(spec.k_strides) &&
-         is_default(spec.v_strides) && std::all_of(spec.terms.begin(), spec.terms.end(), is_served);
+         IsBiasOnHopper(spec) && IsDefault(spec.q_strides) && IsDefault(spec.k_strides) &&
+         IsDefault(spec.v_strides) && std::all_of(spec.terms.begin(), spec.terms.end(), is_served);
 }
 
 // efficient_cuda.sm90.f32: scores that are nothing but scaled products, and rows that see one
@@ -68,6 +61,16 @@ bool MustAcceptF32OnHopper(const CaseSpec& spec) {
 }
 
 }  // namespace
+
+bool IsBiasOnHopper(const CaseSpec& spec) {
+  const BiasSpec& bias = spec.bias;
+  int64_t keys = spec.global_kv_len != 0 ? spec.global_kv_len : spec.kv_rows;
+  if (spec.layout == TANDEM_LAYOUT_THD) {
+    keys = *std::max_element(spec.kv_lens.begin(), spec.kv_lens.end());
+  }
+  return bias.dtype == TANDEM_DTYPE_UNSET ||
+         (bias.dtype == spec.dtype && bias.per_key && keys % 8 == 0 && IsDefault(bias.strides));
+}
 
 std::ostream& operator<<(std::ostream& stream, const Kernel& kernel) {
   return stream << kernel.name;

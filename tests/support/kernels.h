@@ -54,6 +54,9 @@ oracle::Arithmetic ArithmeticOf(const Kernel& kernel, const CaseSpec& spec);
 // Whether a kernel may not decline a case of this kind. What it declines beyond that is counted,
 // but is no failure; without this list a kernel that declines everything would pass every test.
 bool MustAccept(const Kernel& kernel, const CaseSpec& spec);
+// Whether there is no bias, or one that the kernels of sm_90a serve: of q's type, in rows that the
+// tensor memory accelerator can copy.
+bool IsBiasOnHopper(const CaseSpec& spec);
 
 // TANDEM_REQUIRE holds a comma-separated list of hardware whose absence is a failure: cuda, avx2,
 // avx512, amx.

@@ -1,4 +1,4 @@
 #include "backend_cuda/hopper/backward_launch.cuh"
 
-template cudaError_t tandem::cuda::hopper::LaunchGradients<tandem::core::DType::kBF16, 64>(
+template cudaError_t tandem::cuda::hopper::LaunchGradients<tandem::core::DType::kBF16, 64, false>(
     tandem::cuda::hopper::GradientParams, tandem::cuda::GradientSide, cudaStream_t);

@@ -1,0 +1,6 @@
+#include "backend_cuda/hopper/backward_launch.cuh"
+
+template cudaError_t tandem::cuda::hopper::LaunchGradients<tandem::core::DType::kF16, 64, true>(
+    tandem::cuda::hopper::GradientParams, tandem::cuda::GradientSide, cudaStream_t);
+template cudaError_t tandem::cuda::hopper::LaunchBiasGradient<tandem::core::DType::kF16, 64>(
+    tandem::cuda::hopper::GradientParams, cudaStream_t);

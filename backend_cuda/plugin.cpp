@@ -363,6 +363,8 @@ constexpr core::KernelRecord kKernels[] = {
      DeclineHopperGradients<DType::kBF16>, BackwardWorkspaceSize, RunHopperBackward},
     {"efficient_cuda_backward.sm90.f16", kFeatureSm90, kHopperRequirement,
      DeclineHopperGradients<DType::kF16>, BackwardWorkspaceSize, RunHopperBackward},
+    {"efficient_cuda_backward.sm90.f32", kFeatureSm90, kHopperRequirement,
+     DeclineHopperGradients<DType::kF32>, BackwardWorkspaceSize, RunHopperBackward},
     {"efficient_cuda_backward.sm80.bf16", kFeatureSm80, kRequirement,
      DeclineGradients<DType::kBF16>, BackwardWorkspaceSize, RunBackward},
     {"efficient_cuda_backward.sm80.f16", kFeatureSm80, kRequirement, DeclineGradients<DType::kF16>,

@@ -11,33 +11,37 @@ using core::DType;
 using core::Format;
 using core::Problem;
 
-bool MakeMaps(const GradientPlanes& planes, DType dtype, int64_t heads, int head_dim,
+// box_rows: of a copy.
+bool MakeMaps(const GradientPlanes& planes, DType dtype, int64_t heads, int columns, int box_rows,
               PlaneMaps* maps) {
   const int64_t rows = core::Max<int64_t>(heads * planes.rows, 1);
-  return MakePlaneMap(planes.first, dtype, rows, head_dim, kStepRows, &maps->first) &&
-         MakePlaneMap(planes.second, dtype, rows, head_dim, kStepRows, &maps->second);
+  return MakePlaneMap(planes.first, dtype, rows, columns, box_rows, &maps->first) &&
+         MakePlaneMap(planes.second, dtype, rows, columns, box_rows, &maps->second);
 }
 
-template <DType kDType, int kHeadDim, bool kHasBias>
-cudaError_t LaunchBothSides(GradientParams params, cudaStream_t stream) {
+// launch(params, side), for the sides that are asked for.
+template <typename Launch>
+cudaError_t LaunchSides(GradientParams params, Launch launch) {
   const Problem& p = params.base.problem;
   cudaError_t error = cudaSuccess;
   params.is_dependent = 0;
   if ((p.dk.data != nullptr || p.dv.data != nullptr) && p.batch * p.kv_heads * p.kv_rows > 0) {
-    error = LaunchGradients<kDType, kHeadDim, kHasBias>(params, GradientSide::kKeys, stream);
+    error = launch(params, GradientSide::kKeys);
     params.is_dependent = 1;
   }
-  if (error == cudaSuccess && p.dq.data != nullptr) {
-    error = LaunchGradients<kDType, kHeadDim, kHasBias>(params, GradientSide::kQueries, stream);
-  }
+  if (error == cudaSuccess && p.dq.data != nullptr) error = launch(params, GradientSide::kQueries);
   return error;
 }
 
 template <DType kDType, int kHeadDim>
 cudaError_t LaunchProducts(const GradientParams& params, cudaStream_t stream) {
   const Problem& p = params.base.problem;
-  if (p.bias.data == nullptr) return LaunchBothSides<kDType, kHeadDim, false>(params, stream);
-  const cudaError_t error = LaunchBothSides<kDType, kHeadDim, true>(params, stream);
+  const cudaError_t error =
+      LaunchSides(params, [&](const GradientParams& sides, GradientSide side) {
+        return p.bias.data == nullptr
+                   ? LaunchGradients<kDType, kHeadDim, false>(sides, side, stream)
+                   : LaunchGradients<kDType, kHeadDim, true>(sides, side, stream);
+      });
   if (error != cudaSuccess || !HasBiasMatrix(p)) return error;
   return LaunchBiasGradient<kDType, kHeadDim>(params, stream);
 }
@@ -48,19 +52,45 @@ cudaError_t LaunchType(const GradientParams& params, int head_dim, cudaStream_t 
                         : LaunchProducts<kDType, 128>(params, stream);
 }
 
+cudaError_t LaunchF32(const GradientParams& params, int head_dim, cudaStream_t stream) {
+  return LaunchSides(params, [&](const GradientParams& sides, GradientSide side) {
+    return head_dim == 64 ? LaunchF32Gradients<64>(sides, side, stream)
+                          : LaunchF32Gradients<128>(sides, side, stream);
+  });
+}
+
 }  // namespace
+
+cudaError_t LaunchSideKernel(const void* kernel, int64_t blocks, int threads, int shared_bytes,
+                             GradientParams& params, cudaStream_t stream) {
+  const cudaError_t error =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
+  if (error != cudaSuccess) return error;
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(static_cast<unsigned>(blocks));
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
+  config.stream = stream;
+  config.attrs = &attribute;
+  config.numAttrs = params.is_dependent != 0 ? 1 : 0;
+  void* arguments[] = {&params};
+  return cudaLaunchKernelExC(&config, kernel, arguments);
+}
 
 bool DeclinesGradients(const Problem& p, core::Text* reason) {
   if (p.qk_dim > kMostHeadDim || p.v_dim > kMostHeadDim) {
     Format(reason, "it serves head dimensions up to %d, and these are %lld (q, k) and %lld (v)",
            kMostHeadDim, static_cast<long long>(p.qk_dim), static_cast<long long>(p.v_dim));
-  } else if (GradientMath(p) != p.dtype) {
-    Format(reason, "it serves dout of q's type, and it is %s", core::DTypeName(p.dout.dtype));
   } else if (p.alibi_slopes != nullptr || p.softcap > 0.0f || p.dropout.enabled != 0) {
     Format(reason, "it serves no %s",
            p.alibi_slopes != nullptr ? "ALiBi"
            : p.softcap > 0.0f        ? "softcap"
                                      : "dropout");
+  } else if (p.bias.data != nullptr && GradientMath(p) == DType::kF32) {
+    Format(reason, "in the arithmetic of f32 it serves no bias");
   } else if (p.bias.data != nullptr && DeclinesBias(p, reason)) {
     return true;
   } else if (p.dbias.data != nullptr && !HasBiasMatrix(p)) {
@@ -85,16 +115,21 @@ cudaError_t LaunchGradientProducts(const BackwardParams& base, cudaStream_t stre
   const int64_t batch = core::IsPacked(p) ? 1 : p.batch;
   const int64_t most_rows =
       core::Max(batch * p.q_heads * base.queries.rows, batch * p.kv_heads * base.keys.rows);
+  const DType math = GradientMath(p);
+  const bool is_f32 = math == DType::kF32;
+  const int columns = Planes(math) * head_dim;
+  const int box_rows = is_f32 ? kF32StepRows : kStepRows;
   GradientParams params;
   if (!HasOrdinaryScores(p) || most_rows > INT32_MAX ||
-      !MakeMaps(base.queries, p.dtype, batch * p.q_heads, head_dim, &params.queries) ||
-      !MakeMaps(base.keys, p.dtype, batch * p.kv_heads, head_dim, &params.keys) ||
+      !MakeMaps(base.queries, math, batch * p.q_heads, columns, box_rows, &params.queries) ||
+      !MakeMaps(base.keys, math, batch * p.kv_heads, columns, box_rows, &params.keys) ||
       (p.bias.data != nullptr && !MakeBiasSource(p, kStepRows, &params.bias))) {
     return LaunchPortableProducts(base, stream);
   }
   params.base = base;
-  return p.dtype == DType::kF16 ? LaunchType<DType::kF16>(params, head_dim, stream)
-                                : LaunchType<DType::kBF16>(params, head_dim, stream);
+  if (is_f32) return LaunchF32(params, head_dim, stream);
+  return math == DType::kF16 ? LaunchType<DType::kF16>(params, head_dim, stream)
+                             : LaunchType<DType::kBF16>(params, head_dim, stream);
 }
 
 }  // namespace tandem::cuda::hopper

@@ -24,21 +24,8 @@ cudaError_t LaunchSide(GradientParams& params, cudaStream_t stream) {
   const auto kernel =
       reinterpret_cast<const void*>(&HopperGradientKernel<kDType, kHeadDim, kSide, kHasBias>);
   constexpr int kBytes = kGradientSharedBytes<kHeadDim, kSide, kHasBias>;
-  const cudaError_t error =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
-  if (error != cudaSuccess) return error;
-  cudaLaunchAttribute attribute = {};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(static_cast<unsigned>(items));
-  config.blockDim = dim3(MakeBackwardPolicy(kHeadDim).threads);
-  config.dynamicSmemBytes = kBytes;
-  config.stream = stream;
-  config.attrs = &attribute;
-  config.numAttrs = params.is_dependent != 0 ? 1 : 0;
-  void* arguments[] = {&params};
-  return cudaLaunchKernelExC(&config, kernel, arguments);
+  return LaunchSideKernel(kernel, items, MakeBackwardPolicy(kHeadDim).threads, kBytes, params,
+                          stream);
 }
 
 template <core::DType kDType, int kHeadDim, bool kHasBias>

@@ -24,6 +24,15 @@ cudaError_t LaunchGradients(GradientParams params, GradientSide side, cudaStream
 template <core::DType kDType, int kHeadDim>
 cudaError_t LaunchBiasGradient(GradientParams params, cudaStream_t stream);
 
+// dQ, or dK and dV, of planes of f32. kHeadDim: HeadDimBucket(max(Dqk, Dv)).
+template <int kHeadDim>
+cudaError_t LaunchF32Gradients(GradientParams params, GradientSide side, cudaStream_t stream);
+
+// Launches the kernel of a side, which may begin while that of the other one runs if
+// params.is_dependent.
+cudaError_t LaunchSideKernel(const void* kernel, int64_t blocks, int threads, int shared_bytes,
+                             GradientParams& params, cudaStream_t stream);
+
 }  // namespace tandem::cuda::hopper
 
 #endif  // TANDEM_BACKEND_CUDA_HOPPER_BACKWARD_LAUNCH_H_

@@ -13,6 +13,10 @@ inline constexpr int kKeptRows = 128;
 inline constexpr int kStepRows = 64;
 static_assert(kPlaneRows % kKeptRows == 0, "tiles would not be whole");
 
+// The same in f32's arithmetic, whose two warpgroups serve the same rows.
+inline constexpr int kF32KeptRows = 64;
+inline constexpr int kF32StepRows = 32;
+
 // The tiles of a head dimension. One warpgroup more finds out which there are and loads them.
 struct BackwardPolicy {
   int stages;  // steps in shared memory

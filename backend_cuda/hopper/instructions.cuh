@@ -104,6 +104,9 @@ __device__ __forceinline__ void CommitProducts() {
 #define TANDEM_WRITTEN(x) "=f"(x)
 
 // Keeps the compiler from moving an accumulator across this place.
+__device__ __forceinline__ void Pin(float (&d)[16]) {
+  asm volatile("" : TANDEM_F16(TANDEM_UPDATED, d, 0)::"memory");
+}
 __device__ __forceinline__ void Pin(float (&d)[32]) {
   asm volatile("" : TANDEM_F32(TANDEM_UPDATED, d)::"memory");
 }
@@ -112,6 +115,13 @@ __device__ __forceinline__ void Pin(float (&d)[64]) {
 }
 
 // Waits until at most kPending groups are under way; `d` belongs to one that has ended.
+template <int kPending>
+__device__ __forceinline__ void WaitProducts(float (&d)[16]) {
+  asm volatile("wgmma.wait_group.sync.aligned %16;"
+               : TANDEM_F16(TANDEM_UPDATED, d, 0)
+               : "n"(kPending)
+               : "memory");
+}
 template <int kPending>
 __device__ __forceinline__ void WaitProducts(float (&d)[32]) {
   asm volatile("wgmma.wait_group.sync.aligned %32;"
@@ -133,6 +143,7 @@ __device__ __forceinline__ void WaitProducts() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
 }
 
+#define TANDEM_LIST16 "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}"
 #define TANDEM_LIST32                                                                           \
   "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, " \
   "%20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}"
@@ -172,6 +183,9 @@ __device__ __forceinline__ void WaitProducts() {
       "}\n"                                                                            \
       : outputs                                                                        \
       : "r"(a), "r"(tile))
+#define TANDEM_MULTIPLY32_SHARED(type, access, keep)                                               \
+  TANDEM_MULTIPLY_SHARED("m64n32k16", type, TANDEM_LIST16, TANDEM_F16(access, d, 0), "%16", "%17", \
+                         keep)
 #define TANDEM_MULTIPLY64_SHARED(type, access, keep)                                            \
   TANDEM_MULTIPLY_SHARED("m64n64k16", type, TANDEM_LIST32, TANDEM_F32(access, d), "%32", "%33", \
                          keep)
@@ -259,6 +273,22 @@ __device__ __forceinline__ void AddScores(float (&d)[32], uint32_t a, uint32_t t
     TANDEM_MULTIPLY64_SHARED("bf16", TANDEM_UPDATED, "1");
   }
 }
+template <DType kMathType>
+__device__ __forceinline__ void BeginScores(float (&d)[16], uint32_t a, uint32_t tile) {
+  if constexpr (kMathType == DType::kF16) {
+    TANDEM_MULTIPLY32_SHARED("f16", TANDEM_WRITTEN, "0");
+  } else {
+    TANDEM_MULTIPLY32_SHARED("bf16", TANDEM_WRITTEN, "0");
+  }
+}
+template <DType kMathType>
+__device__ __forceinline__ void AddScores(float (&d)[16], uint32_t a, uint32_t tile) {
+  if constexpr (kMathType == DType::kF16) {
+    TANDEM_MULTIPLY32_SHARED("f16", TANDEM_UPDATED, "1");
+  } else {
+    TANDEM_MULTIPLY32_SHARED("bf16", TANDEM_UPDATED, "1");
+  }
+}
 // d = a * tile.
 template <DType kMathType>
 __device__ __forceinline__ void BeginValues(float (&d)[32], const uint32_t (&a)[4], uint32_t tile) {
@@ -297,12 +327,14 @@ __device__ __forceinline__ void AddValues(float (&d)[64], const uint32_t (&a)[4]
 #undef TANDEM_MULTIPLY128
 #undef TANDEM_MULTIPLY128_SHARED
 #undef TANDEM_MULTIPLY64_SHARED
+#undef TANDEM_MULTIPLY32_SHARED
 #undef TANDEM_MULTIPLY_SHARED
 #undef TANDEM_MULTIPLY64
 #undef TANDEM_MULTIPLY
 #undef TANDEM_WGMMA
 #undef TANDEM_LIST64
 #undef TANDEM_LIST32
+#undef TANDEM_LIST16
 #undef TANDEM_WRITTEN
 #undef TANDEM_UPDATED
 #undef TANDEM_F64

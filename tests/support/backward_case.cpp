@@ -103,7 +103,7 @@ tandem_status RunBackward(const Kernel& kernel, BackwardCase& problem,
 namespace {
 
 // efficient_cuda_backward.sm90: scores that are scaled products and a bias with rows of its own,
-// rows that see one interval of keys beside dense masks, and dO of q's type.
+// rows that see one interval of keys beside dense masks. In f32, and where dO is of f32, no bias.
 bool MustAcceptBackwardOnHopper(const CaseSpec& spec) {
   const auto is_served = [&](const TermSpec& term) {
     return term.kind == TANDEM_MASK_LENGTHS ||
@@ -111,9 +111,11 @@ bool MustAcceptBackwardOnHopper(const CaseSpec& spec) {
            (term.kind == TANDEM_MASK_BAND &&
             (!term.prefix || (term.left < 0 && !term.widths_per_head)));
   };
-  const bool has_bias = spec.bias.dtype != TANDEM_DTYPE_UNSET;
-  return std::max(spec.qk_dim, spec.v_dim) <= 128 && !spec.out_f32 && spec.softcap == 0.0f &&
-         IsBiasOnHopper(spec) && (!has_bias || (spec.bias.per_row && spec.q_rows > 1)) &&
+  const bool is_f32 = spec.dtype == TANDEM_DTYPE_F32 || spec.out_f32;
+  const bool is_bias_served =
+      spec.bias.dtype == TANDEM_DTYPE_UNSET ||
+      (IsBiasOnHopper(spec) && !is_f32 && spec.bias.per_row && spec.q_rows > 1);
+  return std::max(spec.qk_dim, spec.v_dim) <= 128 && spec.softcap == 0.0f && is_bias_served &&
          spec.alibi_rank == 0 && spec.dropout_rate == 0.0f &&
          std::all_of(spec.terms.begin(), spec.terms.end(), is_served);
 }

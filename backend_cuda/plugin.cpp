@@ -257,7 +257,7 @@ bool DeclineHopper(const Problem& problem, Text* reason) {
 }
 
 int64_t HopperWorkspaceSize(const Problem& problem) {
-  return WorkspaceSize(problem) + (MayBeLong(problem) ? hopper::FlagBytes(problem) : 0);
+  return WorkspaceSize(problem) + (MayBeLong(problem) ? hopper::WorkspaceBytes(problem) : 0);
 }
 
 template <DType kDType, int kHeadDim>
@@ -280,10 +280,10 @@ template <DType kDType>
 tandem_status RunHopper(const Problem& problem, void* workspace, const Context& context) {
   ForwardParams shorts = {};
   shorts.problem = problem;
-  char* const flags =
+  char* const own =
       static_cast<char*>(workspace) + LayOutWorkspace(&shorts, static_cast<char*>(workspace));
   hopper::Params params;
-  if (!hopper::MakeParams(problem, flags, &params)) {
+  if (!hopper::MakeParams(problem, own, &params)) {
     return RunForward<kDType>(problem, workspace, context);
   }
   return OnDevice(context, "launching the forward pass", [&](cudaStream_t stream) {

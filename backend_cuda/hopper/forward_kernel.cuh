@@ -48,6 +48,9 @@ class Warpgroup : WarpgroupSteps<kHeadDim, kVariant> {
   // The first product of an item runs while the one before is written.
   __device__ void Run() {
     if (warpgroup_ == kPolicy.warpgroups - 1) GiveTurn();
+    if (!kIsCareful && lane_ == 0) {
+      params_.any_flags[blockIdx.x].warps[PlaceOf().row / 16] = 0;
+    }
     const Item* next = Fetch(0);
     StartFirstScores(*next);
     WaitProducts<0>(scores_);
@@ -284,7 +287,7 @@ class Warpgroup : WarpgroupSteps<kHeadDim, kVariant> {
         }
       }
     }
-    if (kVariant == Variant::kPlain || !tile.HasDensePart()) return halves;
+    if (!MayHaveDense(kVariant) || !tile.HasDensePart()) return halves;
     const core::DenseBits& dense = problem_.mask.dense;
     // In units of the 16 bits that a lane reads of a word.
     const int stride = static_cast<int>(dense.word_stride) * 4;
@@ -304,7 +307,7 @@ class Warpgroup : WarpgroupSteps<kHeadDim, kVariant> {
   static __device__ __forceinline__ Bits Join(const Halves& halves) {
     Bits bits = {{kAllBits, kAllBits}};
 #pragma unroll
-    for (int r = 0; r < 2 && kVariant != Variant::kPlain; ++r) {
+    for (int r = 0; r < 2 && MayHaveDense(kVariant); ++r) {
       asm volatile("prmt.b32 %0, %1, %2, 0x5410;"
                    : "=r"(bits.row[r])
                    : "r"(halves.low[r]), "r"(halves.high[r]));
@@ -705,6 +708,7 @@ class Warpgroup : WarpgroupSteps<kHeadDim, kVariant> {
       has_non_finite = __any_sync(~0u, has_non_finite);
       if (place.lane == 0) {
         item.flags->warps[place.row / 16] = has_non_finite;
+        if (has_non_finite) params_.any_flags[blockIdx.x].warps[place.row / 16] = 1;
       }
     }
     // Values have no part in it, so what the first launch wrote stays.

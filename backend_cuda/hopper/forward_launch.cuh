@@ -18,6 +18,12 @@ __global__ void __launch_bounds__(ForwardPolicy(kHeadDim).threads, 1)
   const uint32_t address = SharedAddress(shared);
   using State = BlockState<kHeadDim, kVariant>;
   State& state = *reinterpret_cast<State*>(shared + State::kOffset);
+  if constexpr (IsCareful(kVariant)) {
+    WaitForEarlierLaunch();
+    const bool has_any =
+        threadIdx.x < gridDim.x && IsFlagged<kPolicy.warpgroups>(params.any_flags[threadIdx.x]);
+    if (__syncthreads_or(has_any) == 0) return;
+  }
   if (threadIdx.x == 0) {
     constexpr int kReaders = 4 * kPolicy.warpgroups;
     for (int stage = 0; stage < kPolicy.query_stages; ++stage) {
@@ -38,11 +44,7 @@ __global__ void __launch_bounds__(ForwardPolicy(kHeadDim).threads, 1)
     PublishBarriers();
   }
   __syncthreads();
-  if (IsCareful(kVariant)) {
-    WaitForEarlierLaunch();
-  } else {
-    AllowDependentLaunch();
-  }
+  if (!IsCareful(kVariant)) AllowDependentLaunch();
   const int warpgroup = __shfl_sync(~0u, static_cast<int>(threadIdx.x) / kWarpgroupThreads, 0);
   if (warpgroup == 0) {
     GiveRegisters<kPolicy.loading_registers>();
@@ -76,7 +78,8 @@ inline cudaError_t LaunchPersistent(const void* kernel, const Params& params, in
   attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attribute.val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(static_cast<unsigned>(core::Min<int64_t>(params.units, multiprocessors)));
+  config.gridDim = dim3(static_cast<unsigned>(
+      core::Min<int64_t>(params.units, core::Min(multiprocessors, kMostBlocks))));
   config.blockDim = dim3(static_cast<unsigned>(threads));
   config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
   config.stream = stream;
@@ -92,9 +95,12 @@ template <core::DType kDType, int kHeadDim, Variant kVariant, Variant kCareful>
 cudaError_t LaunchBoth(const Params& params, cudaStream_t stream) {
   constexpr TilePolicy kPolicy = ForwardPolicy(kHeadDim, kVariant);
   if (params.units == 0) return cudaSuccess;
-  const cudaError_t error =
-      LaunchPersistent(reinterpret_cast<const void*>(&ForwardKernel<kDType, kHeadDim, kVariant>),
-                       params, kPolicy.threads, kSharedBytes<kHeadDim, kVariant>, false, stream);
+  const bool has_queue = params.queue.taken != nullptr;
+  cudaError_t error = has_queue ? LaunchFillQueue(params, stream) : cudaSuccess;
+  if (error != cudaSuccess) return error;
+  error = LaunchPersistent(
+      reinterpret_cast<const void*>(&ForwardKernel<kDType, kHeadDim, kVariant>), params,
+      kPolicy.threads, kSharedBytes<kHeadDim, kVariant>, has_queue, stream);
   if (error != cudaSuccess) return error;
   return LaunchPersistent(reinterpret_cast<const void*>(&ForwardKernel<kDType, kHeadDim, kCareful>),
                           params, kPolicy.threads, kSharedBytes<kHeadDim, kCareful>, true, stream);
@@ -102,8 +108,12 @@ cudaError_t LaunchBoth(const Params& params, cudaStream_t stream) {
 
 template <core::DType kDType, int kHeadDim>
 cudaError_t LaunchForward(const Params& params, cudaStream_t stream) {
-  return core::HasTerms(params.problem.mask)
-             ? LaunchBoth<kDType, kHeadDim, Variant::kMasked, Variant::kCareful>(params, stream)
+  const core::Mask& mask = params.problem.mask;
+  if (mask.dense.words != nullptr) {
+    return LaunchBoth<kDType, kHeadDim, Variant::kMasked, Variant::kCareful>(params, stream);
+  }
+  return core::HasTerms(mask)
+             ? LaunchBoth<kDType, kHeadDim, Variant::kBands, Variant::kCareful>(params, stream)
              : LaunchBoth<kDType, kHeadDim, Variant::kPlain, Variant::kCareful>(params, stream);
 }
 template <core::DType kDType, int kHeadDim>

@@ -12,26 +12,29 @@ class ItemWarp : LoadingWarp<kHeadDim, kVariant> {
  public:
   using LoadingWarp<kHeadDim, kVariant>::LoadingWarp;
 
-  // Units in order, so that neighbours read the same keys at about the same time.
   __device__ void Run() {
+    if (!IsCareful(kVariant) && params_.queue.taken != nullptr) {
+      TakeFromQueue();
+    } else {
+      TakeByTurns();
+    }
+    Item end = {};
+    end.is_end = 1;
+    Announce(end);
+  }
+
+ private:
+  // Units in order, so that neighbours read the same keys at about the same time.
+  __device__ __forceinline__ void TakeByTurns() {
     const int64_t blocks = gridDim.x;
     const uint32_t units_of_head = static_cast<uint32_t>(params_.units_of_head);
     const uint32_t last = static_cast<uint32_t>(params_.row_blocks) - 1;
-    // Where row blocks of a head may differ in length in any way, each head begins elsewhere, lest
-    // a block of threads meet the same part of all of them.
-    const auto place = [&](int64_t unit) {
-      uint32_t n = static_cast<uint32_t>(unit) % units_of_head;
-      if (HasWords<kVariant>(params_)) {
-        const uint32_t head = static_cast<uint32_t>(unit) / units_of_head;
-        n = (n + head * (units_of_head * 5 / 8)) % units_of_head;
-      }
-      return n;
-    };
     const auto serve = [&](int64_t unit) {
       const uint32_t head = static_cast<uint32_t>(unit) / units_of_head;
-      const uint32_t n = place(unit);
-      Serve(head, last - n);
-      if (units_of_head <= last && n != last - n) Serve(head, n);
+      const uint32_t n = static_cast<uint32_t>(unit) % units_of_head;
+      const bool is_pair = units_of_head <= last && n != last - n;
+#pragma unroll 1
+      for (int part = 0; part <= (is_pair ? 1 : 0); ++part) Serve(head, part == 0 ? last - n : n);
     };
     if constexpr (IsCareful(kVariant)) {
       // A unit for each lane: mostly there is nothing to do, and that is soon known.
@@ -39,10 +42,11 @@ class ItemWarp : LoadingWarp<kHeadDim, kVariant> {
         const int64_t mine = first + blocks * lane_;
         bool is_flagged = false;
         if (mine < params_.units) {
-          const uint32_t n = place(mine);
+          const uint32_t n = static_cast<uint32_t>(mine) % units_of_head;
           const CarefulFlags* const flags =
               params_.flags + mine / units_of_head * params_.row_blocks;
-          is_flagged = IsFlagged(flags[last - n]) || IsFlagged(flags[n]);
+          is_flagged = IsFlagged<kPolicy.warpgroups>(flags[last - n]) ||
+                       IsFlagged<kPolicy.warpgroups>(flags[n]);
         }
         for (uint32_t left = __ballot_sync(~0u, is_flagged); left != 0; left &= left - 1) {
           serve(first + blocks * (__ffs(static_cast<int>(left)) - 1));
@@ -51,21 +55,54 @@ class ItemWarp : LoadingWarp<kHeadDim, kVariant> {
     } else {
       for (int64_t unit = blockIdx.x; unit < params_.units; unit += blocks) serve(unit);
     }
-    Item end = {};
-    end.is_end = 1;
-    Announce(end);
   }
 
- private:
-  static __device__ __forceinline__ bool IsFlagged(const CarefulFlags& flags) {
-    const uint4 words = reinterpret_cast<const uint4&>(flags);
-    constexpr bool kHasThird = kPolicy.warpgroups == 3;
-    return (words.x | words.y | (kHasThird ? words.z : 0)) != 0;
+  __device__ __forceinline__ void TakeFromQueue() {
+    WaitForEarlierLaunch();  // LaunchFillQueue
+    const WorkQueue& queue = params_.queue;
+    const int sequences = static_cast<int>(problem_.batch);
+    const int units = queue.first_units[sequences];
+    for (int unit = static_cast<int>(blockIdx.x); unit < units;) {
+      const int place = FindSequence(unit, sequences);
+      const int64_t batch = queue.sequences[place];
+      int32_t status = 0;
+      const Sequence s = core::ResolveSequence(problem_, batch, &status);
+      const auto row_blocks =
+          static_cast<uint32_t>(core::CeilDiv<int64_t>(s.q_rows, kPolicy.block_rows));
+      const auto n = static_cast<uint32_t>(unit - queue.first_units[place]);
+      Serve(static_cast<uint32_t>(batch * problem_.q_heads) + n / row_blocks,
+            row_blocks - 1 - n % row_blocks);
+      // No sooner than the one before this one is at work: until then another block may be free
+      // for it.
+      constexpr int kAhead = kPolicy.has_query_in_registers ? 1 : 2;
+      if (items_ >= kAhead) {
+        const uint32_t item = items_ - kAhead;
+        Wait(Barrier(state_.query_empty[item % kPolicy.query_stages]),
+             item / kPolicy.query_stages & 1);
+      }
+      if (lane_ == 0) unit = static_cast<int>(gridDim.x) + atomicAdd(queue.taken, 1);
+      unit = __shfl_sync(~0u, unit, 0);
+    }
+  }
+
+  // The place of the sequence of a unit in the queue: the last whose first unit is no later. Each
+  // step looks at one place in 32.
+  __device__ __forceinline__ int FindSequence(int unit, int sequences) const {
+    int begin = 0;
+    for (int count = sequences; count > 1;) {
+      const int step = (count + kWarpSize - 1) / kWarpSize;
+      const int offset = lane_ * step;
+      const bool is_before = offset < count && params_.queue.first_units[begin + offset] <= unit;
+      const int found = (__popc(__ballot_sync(~0u, is_before)) - 1) * step;
+      begin += found;
+      count = core::Min(step, count - found);
+    }
+    return begin;
   }
 
   __device__ __forceinline__ void Serve(uint32_t head, uint32_t row_block) {
     CarefulFlags* const flags = params_.flags + int64_t{head} * params_.row_blocks + row_block;
-    if (IsCareful(kVariant) && !IsFlagged(*flags)) return;
+    if (IsCareful(kVariant) && !IsFlagged<kPolicy.warpgroups>(*flags)) return;
     const uint32_t q_heads = static_cast<uint32_t>(problem_.q_heads);
     Item item = {};
     int32_t status = 0;
@@ -147,24 +184,25 @@ class ItemWarp : LoadingWarp<kHeadDim, kVariant> {
     const Sequence& s = item.sequence;
     item.keys = static_cast<int>(core::LocalKeys(s));
     FindSlope(item);
-    const RowView first = KeysOf(item, 0);
-    const RowView last = KeysOf(item, item.existing_rows - 1);
+    // Of the first row, the last, and the last of each warpgroup, by a lane each.
+    const int row = lane_ == 0 ? 0 : lane_ == 1 ? item.existing_rows : 64 * (lane_ - 1);
+    const RowView mine =
+        KeysOf(item, core::Clamp(row - (lane_ == 0 ? 0 : 1), 0, item.existing_rows - 1));
+    const auto of_lane = [](int value, int lane) { return __shfl_sync(~0u, value, lane); };
+    const RowView first = {of_lane(mine.begin, 0), of_lane(mine.end, 0), nullptr};
+    const RowView last = {of_lane(mine.begin, 1), of_lane(mine.end, 1), nullptr};
     item.begin = static_cast<uint32_t>(first.begin) / kBlockKeys;
     item.end = static_cast<uint32_t>(last.end + kBlockKeys - 1) / kBlockKeys;
     item.full_begin = static_cast<uint32_t>(last.begin + kBlockKeys - 1) / kBlockKeys;
     item.full_end = static_cast<uint32_t>(first.end) / kBlockKeys;
     item.has_tiles = item.end > item.begin;
     if (kVariant == Variant::kPlain || HasWords<kVariant>(params_)) return;
-    const bool has_dense = problem_.mask.dense.words != nullptr;
+    const bool has_dense = MayHaveDense(kVariant) && problem_.mask.dense.words != nullptr;
     for (int w = 0; w < kPolicy.warpgroups; ++w) {
-      const int rows = core::Min(64 * (w + 1), item.existing_rows);
-      // A dense term may hide all tiles before.
-      if (has_dense || rows <= 64 * w) {
-        item.ends[w] = item.end;
-        continue;
-      }
-      const uint32_t end = KeysOf(item, rows - 1).end + kBlockKeys - 1;
+      const uint32_t end = of_lane(mine.end, w + 2) + kBlockKeys - 1;
       item.ends[w] = core::Max(static_cast<int>(end / kBlockKeys), item.begin + 1);
+      // A dense term may hide all tiles before.
+      if (has_dense || item.existing_rows <= 64 * w) item.ends[w] = item.end;
     }
     if (!has_dense) return;
     // A dense term may hide all of them.
@@ -218,7 +256,7 @@ class ItemWarp : LoadingWarp<kHeadDim, kVariant> {
       if constexpr (MayHaveWords(kVariant)) KeepRanges(item, row, view);
     }
     const core::DenseBits& dense = problem_.mask.dense;
-    if (dense.words != nullptr) {
+    if (MayHaveDense(kVariant) && dense.words != nullptr) {
       const int64_t i = core::Min<int64_t>(s.q_offset + item.first_row + row, dense.q_extent - 1);
       view.words =
           dense.words + core::DenseWordIndex(dense, s.batch, item.head, i, s.kv_offset / 64);
@@ -284,7 +322,7 @@ class TileWarp : LoadingWarp<kHeadDim, kVariant> {
   __device__ __forceinline__ void ListTiles(int begin, int end) {
     if (HasWords<kVariant>(params_)) {
       ListGroups(begin, end);
-    } else if (kVariant == Variant::kPlain || problem_.mask.dense.words == nullptr) {
+    } else if (!MayHaveDense(kVariant) || problem_.mask.dense.words == nullptr) {
       if (lane_ == 0) {
         for (int tile = end - 1; tile >= begin; --tile) {
           Add(tile, IsFull(tile) ? 0 : Tile::kStructuredPart);

@@ -161,6 +161,13 @@ static __device__ __forceinline__ uint32_t Barrier(const uint64_t& barrier) {
   return SharedAddress(&barrier);
 }
 
+// Whether a warp left a flag.
+template <int kWarpgroups>
+static __device__ __forceinline__ bool IsFlagged(const CarefulFlags& flags) {
+  const uint4 words = reinterpret_cast<const uint4&>(flags);
+  return (words.x | words.y | (kWarpgroups == 3 ? words.z : 0)) != 0;
+}
+
 // Whether there are words (params.has_words), where that is not known from the variant.
 template <Variant kVariant>
 static __device__ __forceinline__ bool HasWords(const Params& params) {

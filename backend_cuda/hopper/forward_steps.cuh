@@ -18,9 +18,11 @@ class WarpgroupSteps {
   static constexpr bool kHasOverlap = !kIsCareful;
   // Tiles of a block may be none of some warpgroup's: with three of them that is worth a look.
   static constexpr bool kMaySkip =
-      kPolicy.warpgroups == 3 && (kVariant == Variant::kMasked || kVariant == Variant::kCareful);
+      kPolicy.warpgroups == 3 && (kVariant == Variant::kBands || kVariant == Variant::kMasked ||
+                                  kVariant == Variant::kCareful);
   static constexpr bool kMayBeIdle =
-      kPolicy.warpgroups == 3 && (kVariant == Variant::kMasked || kVariant == Variant::kPlain);
+      kPolicy.warpgroups == 3 &&
+      (kVariant == Variant::kPlain || kVariant == Variant::kBands || kVariant == Variant::kMasked);
   // Barriers of threads, one for each warpgroup; the careful kernels have the one before them.
   static constexpr int kTurnBarrier = 2;
   static constexpr int kSignBarrier = kTurnBarrier + kMostWarpgroups;

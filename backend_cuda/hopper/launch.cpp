@@ -1,5 +1,7 @@
 #include "backend_cuda/hopper/launch.h"
 
+#include <type_traits>
+
 #include "backend_cuda/tile_choice.h"
 
 namespace tandem::cuda::hopper {
@@ -158,11 +160,32 @@ bool Declines(const Problem& p, core::Text* reason) {
   return true;
 }
 
-int64_t FlagBytes(const Problem& problem) {
-  return Items(problem) * static_cast<int64_t>(sizeof(CarefulFlags));
+namespace {
+
+// Binds the parts of the workspace; `base` null: only their size in bytes is of interest.
+int64_t LayOut(const Problem& p, char* base, Params* params) {
+  int64_t size = 0;
+  const auto take = [&](auto** part, int64_t count) {
+    using Part = std::remove_pointer_t<decltype(part)>;
+    *part = base == nullptr ? nullptr : reinterpret_cast<Part>(base + size);
+    size += core::RoundUp<int64_t>(count * static_cast<int64_t>(sizeof(**part)), 16);
+  };
+  take(&params->flags, Items(p));
+  take(&params->any_flags, kMostBlocks);
+  take(&params->queue.taken, 1);
+  take(&params->queue.sequences, p.batch);
+  take(&params->queue.first_units, p.batch + 1);
+  return size;
 }
 
-bool MakeParams(const Problem& p, void* flags, Params* params) {
+}  // namespace
+
+int64_t WorkspaceBytes(const Problem& problem) {
+  Params params;
+  return LayOut(problem, nullptr, &params);
+}
+
+bool MakeParams(const Problem& p, void* workspace, Params* params) {
   if (!HasOrdinaryScale(p)) return false;
   const TilePolicy policy = ForwardPolicy(HeadDimBucket(core::Max(p.qk_dim, p.v_dim)));
   const bool is_packed = core::IsPacked(p);
@@ -175,11 +198,14 @@ bool MakeParams(const Problem& p, void* flags, Params* params) {
   }
   if (p.bias.data != nullptr && !MakeBiasSource(p, policy.block_rows, &params->bias)) return false;
   params->problem = p;
-  params->flags = static_cast<CarefulFlags*>(flags);
+  LayOut(p, static_cast<char*>(workspace), params);
+  const bool has_lengths = is_packed || p.q_lengths.data != nullptr || p.kv_lengths.data != nullptr;
+  if (!has_lengths && core::SeesIntervals(p.mask)) params->queue = {};
   params->score_scale = ScaleBy(p.scale < 0.0f ? -p.scale : p.scale);
   params->row_blocks = static_cast<int32_t>(RowBlocks(p));
   params->has_words = !core::SeesIntervals(p.mask);
-  const bool is_paired = p.mask.band_count > 0 && Items(p) >= kPairedItems;
+  const bool is_paired =
+      params->queue.taken == nullptr && p.mask.band_count > 0 && Items(p) >= kPairedItems;
   params->units_of_head = is_paired ? static_cast<int32_t>(core::CeilDiv<int64_t>(RowBlocks(p), 2))
                                     : params->row_blocks;
   params->units = p.batch * p.q_heads * params->units_of_head;

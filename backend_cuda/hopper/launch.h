@@ -13,12 +13,12 @@ namespace tandem::cuda::hopper {
 // sentence where they do not. Looks at shapes, strides and terms alone.
 bool Declines(const core::Problem& problem, core::Text* reason);
 
-// Workspace, in bytes.
-int64_t FlagBytes(const core::Problem& problem);
+// In bytes.
+int64_t WorkspaceBytes(const core::Problem& problem);
 
 // False where a pointer or the scale, which no plan knows, is not one that these kernels serve: an
 // address that is no multiple of 16, a scale that is 0 or far from 1.
-bool MakeParams(const core::Problem& problem, void* flags, Params* params);
+bool MakeParams(const core::Problem& problem, void* workspace, Params* params);
 
 // Whether these kernels do not serve a bias that there is.
 bool DeclinesBias(const core::Problem& problem, core::Text* reason);
@@ -30,6 +30,9 @@ bool MakeBiasSource(const core::Problem& problem, int box_rows, BiasSource* bias
 // where there is none.
 bool MakePlaneMap(void* data, core::DType dtype, int64_t rows, int columns, int box_rows,
                   CUtensorMap* map);
+
+// Fills the queue, where there is one: to be launched before the kernels, which wait for it.
+cudaError_t LaunchFillQueue(const Params& params, cudaStream_t stream);
 
 // One of these serves a problem: LaunchBias or LaunchAlibi where there is such a term, else
 // LaunchWords where params.has_words, else LaunchForward. kHeadDim: HeadDimBucket(max(Dqk, Dv)).

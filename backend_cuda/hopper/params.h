@@ -35,11 +35,13 @@ struct TilePolicy {
 
 inline constexpr int kBiasKeys = 64;
 
-// What a kernel is compiled for. kPlain: only lengths hide pairs. kMasked: also bands and a dense
-// term (core::SeesIntervals). kWords: all terms. kBias, kAlibi: all terms, and a bias of the type
-// of Q, or ALiBi. The careful ones are for the row blocks whose output has a non-finite element.
+// What a kernel is compiled for. kPlain: only lengths hide pairs. kBands: also bands
+// (core::SeesIntervals). kMasked: also a dense term. kWords: all terms. kBias, kAlibi: all terms,
+// and a bias of the type of Q, or ALiBi. The careful ones are for the row blocks whose output has a
+// non-finite element.
 enum class Variant {
   kPlain,
+  kBands,
   kMasked,
   kCareful,  // kMasked
   kWords,
@@ -52,6 +54,9 @@ enum class Variant {
 TANDEM_HD constexpr bool IsCareful(Variant variant) {
   return variant == Variant::kCareful || variant == Variant::kWordsCareful ||
          variant == Variant::kBiasCareful || variant == Variant::kAlibiCareful;
+}
+TANDEM_HD constexpr bool MayHaveDense(Variant variant) {
+  return variant != Variant::kPlain && variant != Variant::kBands;
 }
 TANDEM_HD constexpr bool HasBias(Variant variant) {
   return variant == Variant::kBias || variant == Variant::kBiasCareful;
@@ -89,6 +94,18 @@ struct alignas(16) CarefulFlags {
   uint8_t unused[16 - 4 * kMostWarpgroups];
 };
 
+inline constexpr int kMostBlocks = 256;  // of threads
+
+// Where row blocks differ in length in ways that only the GPU knows, blocks of threads take one
+// after the other from a queue, as they come free: sequences by the number of their keys, most of
+// them first, of each its heads, of each its row blocks from the last to the first. Units are row
+// blocks here, of those sequences that have them.
+struct WorkQueue {
+  int32_t* taken;        // units, but for the first of each block; null: there is no queue
+  int32_t* sequences;    // in order of work
+  int32_t* first_units;  // of each of them, and of what would follow
+};
+
 // Where a bias is, whose type is that of Q.
 struct BiasSource {
   CUtensorMap map;
@@ -104,11 +121,13 @@ struct Params {
   CUtensorMap values;
   BiasSource bias;
   core::Problem problem;
-  CarefulFlags* flags;     // one per row block of each head
+  CarefulFlags* flags;      // one per row block of each head
+  CarefulFlags* any_flags;  // one per block of threads: whether it left any
+  WorkQueue queue;
   ScoreScale score_scale;  // |scale|: its sign goes into Q
   int32_t row_blocks;      // of the longest sequence
   int32_t has_words;       // terms leave rows more than an interval of keys (MayHaveWords)
-  // What a block of threads takes at a time: a row block of a head, or two, the n-th from the front
+  // What a block of threads takes by turns: a row block of a head, or two, the n-th from the front
   // and the n-th from the back, which together are as long as any other two under a causal mask.
   int32_t units_of_head;
   int64_t units;

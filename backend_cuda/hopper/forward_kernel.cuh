@@ -18,6 +18,7 @@
 #define TANDEM_BACKEND_CUDA_HOPPER_FORWARD_KERNEL_CUH_
 
 #include "backend_cuda/hopper/forward_addends.cuh"
+#include "backend_cuda/hopper/forward_dense.cuh"
 #include "backend_cuda/hopper/forward_loading.cuh"
 #include "backend_cuda/hopper/forward_non_finite.cuh"
 #include "backend_cuda/hopper/forward_output.cuh"
@@ -85,6 +86,9 @@ class Warpgroup : WarpgroupSteps<kHeadDim, kVariant> {
   using typename Base::Place;
 
   static constexpr bool kHasAddends = HasBias(kVariant) || HasAlibi(kVariant);
+  // Rows without a reference that exp2 can take have an offset of -inf, with which all that they
+  // see becomes infinite: that takes no more than the look at the sums.
+  static constexpr bool kTripsByOffset = !kHasAddends && !kIsCareful;
   // Sums of a lane's exponentials beyond which a row gets a new reference; in f16 each exponential
   // must stay below 65504.
   static constexpr float kBound = kDType == DType::kF16 ? 32768.0f : 1.152921504606847e18f;
@@ -94,12 +98,6 @@ class Warpgroup : WarpgroupSteps<kHeadDim, kVariant> {
   // What this lane's rows see of a tile.
   struct Bits {
     uint32_t row[2];
-  };
-  // Their halves by dense terms, on the way from memory, and all of them by other terms.
-  struct Halves {
-    uint32_t low[2];
-    uint32_t high[2];
-    uint32_t words[2];
   };
 
   // ---- an item ----
@@ -288,18 +286,10 @@ class Warpgroup : WarpgroupSteps<kHeadDim, kVariant> {
       }
     }
     if (!MayHaveDense(kVariant) || !tile.HasDensePart()) return halves;
-    const core::DenseBits& dense = problem_.mask.dense;
-    // In units of the 16 bits that a lane reads of a word.
-    const int stride = static_cast<int>(dense.word_stride) * 4;
-    const int first = tile.Index() * (kBlockKeys / 64) * stride;
-    const bool has_second = item_->sequence.kv_offset + tile.FirstKey() + 64 < dense.kv_extent;
-    const int second = first + (has_second ? stride : 0);
-    const RowView* const views = views_ + PlaceOf().row;
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      const auto* const words = reinterpret_cast<const uint16_t*>(views[8 * r].words) + (lane_ & 3);
-      halves.low[r] = __ldg(words + first);
-      halves.high[r] = __ldg(words + second);
+    if constexpr (HasDenseRows(kVariant)) {
+      ReadDense(&state_.dense[step % kStages][PlaceOf().row], lane_, halves);
+    } else {
+      LoadDense(problem_.mask.dense, *item_, views_ + PlaceOf().row, tile, lane_, halves);
     }
     return halves;
   }
@@ -355,9 +345,11 @@ class Warpgroup : WarpgroupSteps<kHeadDim, kVariant> {
     } else {
       Exponentials<false>();
     }
-    bool trips = false;
-#pragma unroll
-    for (int r = 0; r < 2; ++r) trips = trips || Trips(r);
+    bool trips = !(MaxKeepNan(parts_[0], parts_[1]) <= kBound);
+    if constexpr (!kTripsByOffset) {
+      trips |= ((BitsAtWork(0) & 0u - (classic_rows_ & 1)) |
+                (BitsAtWork(1) & 0u - (classic_rows_ >> 1))) != 0;
+    }
     has_tripped_ = __any_sync(~0u, trips);
     if (!has_tripped_) ReleaseKeys();
   }
@@ -378,7 +370,8 @@ class Warpgroup : WarpgroupSteps<kHeadDim, kVariant> {
           float& score = scores_[4 * t + 2 * r + n % 2];
           if constexpr (kIsPartial) {
             const bool is_visible = (bits_.row[r] & 1u << (2 * t + n % 2)) != 0;
-            const float x = fmaf(is_visible ? score : core::NegativeInfinity(), unit, -offset_[r]);
+            float x = fmaf(score, unit, -offset_[r]);
+            x = is_visible ? x : core::NegativeInfinity();
             // Volatile, so that this stays apart from the code of full tiles.
             asm volatile("ex2.approx.ftz.f32 %0, %1;" : "=f"(score) : "f"(x));
           } else {
@@ -411,7 +404,9 @@ class Warpgroup : WarpgroupSteps<kHeadDim, kVariant> {
   }
   // Whether this lane's part of row r needs a new reference. True also for NaN.
   __device__ __forceinline__ bool Trips(int r) const {
-    return !(parts_[r] <= kBound) || ((classic_rows_ >> r & 1) != 0 && BitsAtWork(r) != 0);
+    const bool is_beyond = !(parts_[r] <= kBound);
+    if constexpr (kTripsByOffset) return is_beyond;
+    return is_beyond || ((classic_rows_ >> r & 1) != 0 && BitsAtWork(r) != 0);
   }
 
   __device__ __forceinline__ uint32_t BitsAtWork(int r) const {
@@ -600,7 +595,8 @@ class Warpgroup : WarpgroupSteps<kHeadDim, kVariant> {
 
   __device__ __forceinline__ Origin OriginOf(int r) const {
     const ScoreScale& scale = RowScale();
-    return {offset_[r], core::SoftmaxReference(reference_[r]) * scale.scale,
+    const float reference = core::SoftmaxReference(reference_[r]);
+    return {kTripsByOffset ? reference * scale.log2_scale : offset_[r], reference * scale.scale,
             IsExtreme(reference_[r])};
   }
   __device__ __forceinline__ bool IsExtreme(float reference) const {
@@ -622,6 +618,9 @@ class Warpgroup : WarpgroupSteps<kHeadDim, kVariant> {
     offset_[r] = core::SoftmaxReference(raised) * RowScale().log2_scale;
     const bool stays_classic =
         raised == core::NegativeInfinity() || (!kHasAddends && IsExtreme(raised)) || is_strict_;
+    if constexpr (kTripsByOffset) {
+      if (stays_classic) offset_[r] = core::NegativeInfinity();
+    }
     classic_rows_ = (classic_rows_ & ~(1u << r)) | (stays_classic ? 1u << r : 0u);
     return factor;
   }

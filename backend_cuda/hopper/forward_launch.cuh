@@ -34,12 +34,16 @@ __global__ void __launch_bounds__(ForwardPolicy(kHeadDim).threads, 1)
       InitBarrier(SharedAddress(&state.item_full[item]), 1);
     }
     for (int stage = 0; stage < kPolicy.stages; ++stage) {
-      InitBarrier(SharedAddress(&state.key_full[stage]), HasWords<kVariant>(params) ? 2 : 1);
+      const int writers = HasWords<kVariant>(params)          ? 1
+                          : CopiesDenseRows<kVariant>(params) ? kWarpSize
+                                                              : 0;
+      InitBarrier(SharedAddress(&state.key_full[stage]), 1 + writers);
       InitBarrier(SharedAddress(&state.key_empty[stage]), kReaders);
       InitBarrier(SharedAddress(&state.value_full[stage]), 1);
       InitBarrier(SharedAddress(&state.value_empty[stage]), kReaders);
     }
     if constexpr (MayHaveWords(kVariant)) state.InitWordBarriers();
+    if constexpr (HasDenseRows(kVariant)) state.InitDenseBarriers();
     if constexpr (HasBias(kVariant)) state.InitBiasBarriers(kReaders);
     PublishBarriers();
   }
@@ -58,6 +62,10 @@ __global__ void __launch_bounds__(ForwardPolicy(kHeadDim).threads, 1)
         ClassWarp<kHeadDim, kVariant>(params, address, state).Run();
       } else {
         WordWarp<kHeadDim, kVariant>(params, address, state).Run();
+      }
+    } else if constexpr (HasDenseRows(kVariant)) {
+      if (threadIdx.x < 3 * kWarpSize && CopiesDenseRows<kVariant>(params)) {
+        DenseWarp<kHeadDim, kVariant>(params, address, state).Run();
       }
     }
   } else {

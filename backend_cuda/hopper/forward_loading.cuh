@@ -398,6 +398,9 @@ class TileWarp : LoadingWarp<kHeadDim, kVariant> {
     if constexpr (MayHaveWords(kVariant)) {
       if (HasWords<kVariant>(params_)) Arrive(Barrier(state_.tile_known[stage]));
     }
+    if constexpr (HasDenseRows(kVariant)) {
+      if (CopiesDenseRows<kVariant>(params_)) Arrive(Barrier(state_.tile_known[stage]));
+    }
     Load(&params_.keys, Barrier(state_.key_full[stage]), State::kKeyOffset, stage,
          pending_.Index());
     ++keys_;

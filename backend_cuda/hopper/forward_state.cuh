@@ -109,6 +109,19 @@ struct Words {
     for (uint64_t& barrier : group_empty) InitBarrier(SharedAddress(&barrier), 1);
   }
 };
+// What a row sees by a dense term of a tile's 128 keys.
+struct alignas(16) DenseRow {
+  uint64_t words[kBlockKeys / 64];
+};
+template <int kStages, int kRows>
+struct DenseRows {
+  uint64_t tile_known[kStages];
+  DenseRow dense[kStages][kRows];
+
+  __device__ __forceinline__ void InitDenseBarriers() {
+    for (uint64_t& barrier : tile_known) InitBarrier(SharedAddress(&barrier), 1);
+  }
+};
 struct NoBias {};
 template <int kStages>
 struct BiasBarriers {
@@ -127,7 +140,10 @@ struct BlockState
     : std::conditional_t<MayHaveWords(kVariant),
                          Words<ForwardPolicy(kHeadDim, kVariant).stages,
                                ForwardPolicy(kHeadDim, kVariant).block_rows>,
-                         NoWords>,
+                         std::conditional_t<HasDenseRows(kVariant),
+                                            DenseRows<ForwardPolicy(kHeadDim, kVariant).stages,
+                                                      ForwardPolicy(kHeadDim, kVariant).block_rows>,
+                                            NoWords>>,
       std::conditional_t<HasBias(kVariant),
                          BiasBarriers<ForwardPolicy(kHeadDim, kVariant).bias_stages>, NoBias> {
   static constexpr TilePolicy kPolicy = ForwardPolicy(kHeadDim, kVariant);
@@ -173,6 +189,12 @@ template <Variant kVariant>
 static __device__ __forceinline__ bool HasWords(const Params& params) {
   if constexpr (HasBias(kVariant) || HasAlibi(kVariant)) return params.has_words != 0;
   return MayHaveWords(kVariant);
+}
+
+// Whether there is a warp that copies dense bits.
+template <Variant kVariant>
+static __device__ __forceinline__ bool CopiesDenseRows(const Params& params) {
+  return HasDenseRows(kVariant) && params.problem.mask.dense.words != nullptr;
 }
 
 // Whether a term gives every row one range, which is then a part of its view (MayHaveWords).

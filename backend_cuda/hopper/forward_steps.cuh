@@ -70,7 +70,7 @@ class WarpgroupSteps {
   // This warp has read what the barrier guards.
   __device__ __forceinline__ void Release(const uint64_t& barrier) {
     __syncwarp();
-    if (lane_ == 0) Arrive(Barrier(barrier));
+    ArriveOnce(Barrier(barrier));
   }
 
   // ---- turns ----

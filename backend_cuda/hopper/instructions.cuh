@@ -30,6 +30,16 @@ __device__ __forceinline__ void PublishBarriers() {
 __device__ __forceinline__ void Arrive(uint32_t barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
+// The same by one lane of a warp that is together here.
+__device__ __forceinline__ void ArriveOnce(uint32_t barrier) {
+  asm volatile(
+      "{\n"
+      ".reg .pred is_elected;\n"
+      "elect.sync _|is_elected, 0xffffffff;\n"
+      "@is_elected mbarrier.arrive.shared::cta.b64 _, [%0];\n"
+      "}\n" ::"r"(barrier)
+      : "memory");
+}
 // Arrives, and lets the phase wait for `bytes` of copies as well.
 __device__ __forceinline__ void ArriveExpecting(uint32_t barrier, int bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
@@ -78,6 +88,14 @@ __device__ __forceinline__ void CopyBox(uint32_t target, const CUtensorMap* map,
       "[%1, {%3, %4, %5, %6}], [%2];" ::"r"(target),
       "l"(map), "r"(barrier), "r"(column), "r"(row), "r"(head), "r"(batch)
       : "memory");
+}
+// Starts a copy of eight bytes to shared memory.
+__device__ __forceinline__ void CopyWord(uint32_t target, const uint64_t* source) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(target), "l"(source) : "memory");
+}
+// Arrives when the copies that this thread has started so are done.
+__device__ __forceinline__ void ArriveAfterCopies(uint32_t barrier) {
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
 }
 // Makes this thread's ordinary writes to shared memory visible to the TMA and to wgmma.
 __device__ __forceinline__ void PublishSharedWrites() {

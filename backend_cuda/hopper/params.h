@@ -68,6 +68,9 @@ TANDEM_HD constexpr bool MayHaveWords(Variant variant) {
   return HasBias(variant) || HasAlibi(variant) || variant == Variant::kWords ||
          variant == Variant::kWordsCareful;
 }
+// Whether a warp copies a tile's dense bits to shared memory, where the warpgroups read them; else
+// they read them where they are.
+TANDEM_HD constexpr bool HasDenseRows(Variant variant) { return variant == Variant::kMasked; }
 
 constexpr TilePolicy ForwardPolicy(int head_dim, Variant variant = Variant::kPlain) {
   TilePolicy policy = {};

@@ -100,16 +100,11 @@ TANDEM_HD bool IsPlain(const core::Problem& p) {
 
 // exp(x), at most 1, as core::ProbabilityFromLse. min returns its second operand when either is
 // NaN.
-TANDEM_ISA_INLINE Vector<Avx2> ProbabilityOf(Vector<Avx2> x) {
-  return ExpNonPositive<Avx2>(xsimd::min(Vector<Avx2>(0.0f), x));
-}
+TANDEM_ISA_INLINE Vector<Avx2> ProbabilityOf(Vector<Avx2> x) { return ExpOfDifference<Avx2>(x); }
 
 #if defined(__AVX512F__)
-// 2^t = 2^floor(t) 2^(t - floor(t)), which AVX-512 has instructions for: 10 operations for 14.
 TANDEM_ISA_INLINE Vector<Avx512> ProbabilityOf(Vector<Avx512> x) {
-  const Vector<Avx512> t = xsimd::min(Vector<Avx512>(0.0f), x) * Vector<Avx512>(core::kLog2e);
-  const Vector<Avx512> fraction(_mm512_reduce_ps(t, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC));
-  return _mm512_scalef_ps(Exp2Polynomial<5, Avx512>(fraction), t);
+  return ExpOfDifference<Avx512>(xsimd::min(Vector<Avx512>(0.0f), x));
 }
 #endif
 

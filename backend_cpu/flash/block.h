@@ -14,7 +14,6 @@ namespace {
 
 static_assert(kQueryBlock % kBlockRows == 0);
 inline constexpr int kRowBlocks = kQueryBlock / kBlockRows;
-static_assert(kRowBlocks <= 32, "GroupTile::active has a bit for each");
 
 // Rows of S are apart by a little more than a power of two, so that the rows of a register block do
 // not fall into the same cache sets.
@@ -63,12 +62,18 @@ TANDEM_HD Scratch LayOutScratch(const core::Problem& p, const WorkspaceLayout& l
           reinterpret_cast<float*>(base + offset[8]), reinterpret_cast<uint8_t*>(base + offset[9])};
 }
 
+// The keys [begin, end) of a tile outside which a register block of rows sees nothing: whole
+// vectors, none where it sees nothing of the tile.
+struct KeyRange {
+  int16_t begin, end;
+};
+
 // A tile of the group that is being collected.
 struct GroupTile {
   int64_t first_key;  // local
   PackedTile packed;
   bool all_visible;
-  uint32_t active;  // bit: a register block of rows that sees something of the tile
+  KeyRange keys[kRowBlocks];
 };
 
 // A block of query rows and the group of key tiles that is being collected for it.
@@ -85,6 +90,14 @@ struct Block {
   GroupTile tiles[kGroupTiles];
 };
 
+template <class Arch>
+TANDEM_ISA_INLINE KeyRange VisibleVectors(uint64_t word) {
+  if (word == 0) return {0, 0};
+  constexpr int kMask = kLanes<Arch> - 1;
+  return {static_cast<int16_t>(__builtin_ctzll(word) & ~kMask),
+          static_cast<int16_t>(((63 - __builtin_clzll(word)) | kMask) + 1)};
+}
+
 // Appends a tile to the group, unless no row sees any of it.
 template <class Arch>
 TANDEM_ISA_INLINE void AddTile(Block* block, int64_t tile, core::TileClass tile_class) {
@@ -97,14 +110,17 @@ TANDEM_ISA_INLINE void AddTile(Block* block, int64_t tile, core::TileClass tile_
   } else if (FillWords(*block->p, block->s, block->rows, tile, words) == 0) {
     return;
   }
-  uint32_t active = 0;
-  for (int64_t r = 0; r < block->rows.count; ++r) {
-    if (words[r] != 0) active |= uint32_t{1} << (r / kBlockRows);
-  }
   GroupTile& added = block->tiles[t];
+  for (int64_t b = 0; b < kRowBlocks; ++b) {
+    uint64_t any = 0;
+    for (int64_t r = b * kBlockRows;
+         r < core::Min<int64_t>((b + 1) * kBlockRows, block->rows.count); ++r) {
+      any |= words[r];
+    }
+    added.keys[b] = VisibleVectors<Arch>(any);
+  }
   added.first_key = tile * core::kTile;
   added.all_visible = tile_class == core::TileClass::kFull;
-  added.active = active;
   if (block->packs_itself) {
     added.packed = {scratch.k_tiles + t * layout.k_tile, scratch.v_tiles + t * layout.v_tile,
                     scratch.not_finite + t};

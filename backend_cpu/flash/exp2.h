@@ -67,6 +67,24 @@ TANDEM_ISA_INLINE Vector<Arch> Exp2Polynomial(Vector<Arch> f) {
   }
 }
 
+// e^x for a score less its row's largest: x <= 0, but for the rounding error of the product that
+// the largest is. Relative error below 2e-7; 0 for -inf, NaN kept. min returns its second operand
+// when either is NaN.
+template <class Arch>
+TANDEM_ISA_INLINE Vector<Arch> ExpOfDifference(Vector<Arch> x) {
+  return ExpNonPositive<Arch>(xsimd::min(Vector<Arch>(0.0f), x));
+}
+
+#if defined(__AVX512F__)
+// 2^t = 2^floor(t) 2^(t - floor(t)), which AVX-512 has instructions for.
+template <>
+TANDEM_ISA_INLINE Vector<Avx512> ExpOfDifference<Avx512>(Vector<Avx512> x) {
+  const Vector<Avx512> t = x * Vector<Avx512>(core::kLog2e);
+  const Vector<Avx512> fraction(_mm512_reduce_ps(t, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC));
+  return _mm512_scalef_ps(Exp2Polynomial<5, Avx512>(fraction), t);
+}
+#endif  // __AVX512F__
+
 // tanh(x), within a few ulp: Cephes' polynomial near 0, elsewhere (1 - e) / (1 + e) with e =
 // exp(-2 |x|).
 template <class Arch>

@@ -4,7 +4,7 @@
 // which packs its tiles itself. Then every query block - rows of one sequence and the heads that
 // share a key head - walks over the tiles of 64 keys that it can see, kGroupTiles at a time: S = Q
 // K^T, softmax (softmax_rows.h), O = rescale * O + P V. Empty tiles are skipped, and in partial
-// tiles also the register blocks of rows that see none of it.
+// tiles also what register blocks of rows do not see: all of it, or vectors of keys at its ends.
 //
 // Blocks are cut by the sequence's own rows, and every row is computed in an order that its
 // sequence and mask alone decide: its bits do not depend on threads or batch mates.
@@ -42,13 +42,16 @@ TANDEM_ISA_INLINE void MultiplyQueriesByKeys(Block* block) {
   for (int t = 0; t < block->tile_count; ++t) {
     const GroupTile& tile = block->tiles[t];
     for (int64_t panel = 0; panel < core::kTile; panel += kPanelWidth<Arch>) {
-      const Segment segment = {0, tile.packed.k + panel * depth};
       for (int b = 0; b < kRowBlocks; ++b) {
-        if (((tile.active >> b) & 1u) == 0) continue;
+        const int64_t begin = core::Max<int64_t>(tile.keys[b].begin, panel);
+        const int64_t end = core::Min<int64_t>(tile.keys[b].end, panel + kPanelWidth<Arch>);
+        if (begin >= end) continue;
+        const Segment segment = {0, tile.packed.k + panel * depth + (begin - panel), depth};
         const int64_t r = int64_t{b} * kBlockRows;
         MultiplyPanel<Arch>(
-            kPanelVectors<Arch>, block->scratch.q + r * depth, depth, &segment, 1, depth, false,
-            block->scratch.scores + r * kScoreStride + t * core::kTile + panel, kScoreStride);
+            static_cast<int>((end - begin) / kLanes<Arch>), block->scratch.q + r * depth, depth,
+            &segment, 1, kPanelWidth<Arch>, false,
+            block->scratch.scores + r * kScoreStride + t * core::kTile + begin, kScoreStride);
       }
     }
   }
@@ -60,7 +63,7 @@ TANDEM_HD RowTiles TilesOfRowBlock(const Block& block, int64_t row_block) {
   tiles.count = 0;
   for (int t = 0; t < block.tile_count; ++t) {
     const GroupTile& tile = block.tiles[t];
-    if (((tile.active >> row_block) & 1u) == 0) continue;
+    if (tile.keys[row_block].begin == tile.keys[row_block].end) continue;
     tiles.tile[tiles.count] = t;
     tiles.first_key[tiles.count] = tile.first_key;
     tiles.all_visible[tiles.count] = tile.all_visible;
@@ -98,14 +101,17 @@ TANDEM_ISA_INLINE void AddProbabilitiesTimesValues(Block* block) {
       int count = 0;
       for (int t = 0; t < block->tile_count; ++t) {
         const GroupTile& tile = block->tiles[t];
-        if (((tile.active >> b) & 1u) == 0) continue;
-        segments[count++] = {t * core::kTile, tile.packed.v + panel * core::kTile};
+        const int64_t begin = tile.keys[b].begin;
+        const int64_t depth = tile.keys[b].end - begin;
+        if (depth == 0) continue;
+        segments[count++] = {t * core::kTile + begin,
+                             tile.packed.v + panel * core::kTile + begin * width, depth};
       }
       if (count == 0) continue;
       const int64_t r = int64_t{b} * kBlockRows;
       MultiplyPanel<Arch>(static_cast<int>(width / kLanes<Arch>),
                           block->scratch.scores + r * kScoreStride, kScoreStride, segments, count,
-                          core::kTile, true, block->scratch.o + r * columns + panel, columns);
+                          width, true, block->scratch.o + r * columns + panel, columns);
     }
   }
 }

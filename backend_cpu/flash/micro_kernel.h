@@ -2,11 +2,10 @@
 // registers. It serves both S = Q K^T (one segment, depth Dqk) and O += P V (a segment per tile of
 // 64 keys, so that O is loaded and stored once for several tiles).
 //
-// A is row-major. B is packed (pack.h): `depth` lines of kVectors vectors each. Every element of
-// the product is one chain of fused multiply-adds in the order of the segments and of depth,
-// whatever the block sizes: a row's bits do not depend on its neighbours. The chain begins at 0 and
-// C is added at its end, so that the error grows with the keys of a call, not with all that C has
-// summed up.
+// A is row-major. B is packed (pack.h): lines of whole vectors. Every element of the product is one
+// chain of fused multiply-adds in the order of the segments and of depth, whatever the block sizes:
+// a row's bits do not depend on its neighbours. The chain begins at 0 and C is added at its end, so
+// that the error grows with the keys of a call, not with all that C has summed up.
 #ifndef TANDEM_BACKEND_CPU_FLASH_MICRO_KERNEL_H_
 #define TANDEM_BACKEND_CPU_FLASH_MICRO_KERNEL_H_
 
@@ -24,15 +23,16 @@ constexpr int kPanelVectors = kLanes<Arch> == 16 ? 4 : 2;
 template <class Arch>
 constexpr int64_t kPanelWidth = kPanelVectors<Arch>* kLanes<Arch>;
 
-// A part of the sum: columns [a_offset, a_offset + depth) of A times a panel of B.
+// A part of the sum: columns [a_offset, a_offset + depth) of A times as many lines of B.
 struct Segment {
   int64_t a_offset;
   const float* b;
+  int64_t depth;
 };
 
 template <class Arch, int kRows, int kVectors>
 TANDEM_ISA_INLINE void MultiplyBlock(const float* a, int64_t a_stride, const Segment* segments,
-                                     int segment_count, int64_t depth, bool accumulate, float* c,
+                                     int segment_count, int64_t b_stride, bool accumulate, float* c,
                                      int64_t c_stride) {
   using V = Vector<Arch>;
   V sum[kRows][kVectors];
@@ -44,6 +44,7 @@ TANDEM_ISA_INLINE void MultiplyBlock(const float* a, int64_t a_stride, const Seg
   for (int t = 0; t < segment_count; ++t) {
     const float* column = a + segments[t].a_offset;
     const float* line = segments[t].b;
+    const int64_t depth = segments[t].depth;
     for (int64_t d = 0; d < depth; ++d) {
       V b[kVectors];
 #pragma GCC unroll 4
@@ -55,7 +56,7 @@ TANDEM_ISA_INLINE void MultiplyBlock(const float* a, int64_t a_stride, const Seg
         for (int v = 0; v < kVectors; ++v) sum[r][v] = Fma(factor, b[v], sum[r][v]);
       }
       ++column;
-      line += kVectors * kLanes<Arch>;
+      line += b_stride;
     }
   }
 #pragma GCC unroll 8
@@ -69,25 +70,25 @@ TANDEM_ISA_INLINE void MultiplyBlock(const float* a, int64_t a_stride, const Seg
   }
 }
 
-// One block of kBlockRows rows times a panel of `vectors` vectors.
+// One block of kBlockRows rows times `vectors` vectors of lines that are b_stride floats apart.
 template <class Arch>
 __attribute__((noinline)) void MultiplyPanel(int vectors, const float* a, int64_t a_stride,
                                              const Segment* segments, int segment_count,
-                                             int64_t depth, bool accumulate, float* c,
+                                             int64_t b_stride, bool accumulate, float* c,
                                              int64_t c_stride) {
   if (vectors == kPanelVectors<Arch>) {
     MultiplyBlock<Arch, kBlockRows, kPanelVectors<Arch>>(a, a_stride, segments, segment_count,
-                                                         depth, accumulate, c, c_stride);
+                                                         b_stride, accumulate, c, c_stride);
   } else if (vectors == 1) {
-    MultiplyBlock<Arch, kBlockRows, 1>(a, a_stride, segments, segment_count, depth, accumulate, c,
-                                       c_stride);
+    MultiplyBlock<Arch, kBlockRows, 1>(a, a_stride, segments, segment_count, b_stride, accumulate,
+                                       c, c_stride);
   } else if constexpr (kPanelVectors<Arch> == 4) {
     if (vectors == 2) {
-      MultiplyBlock<Arch, kBlockRows, 2>(a, a_stride, segments, segment_count, depth, accumulate, c,
-                                         c_stride);
+      MultiplyBlock<Arch, kBlockRows, 2>(a, a_stride, segments, segment_count, b_stride, accumulate,
+                                         c, c_stride);
     } else {
-      MultiplyBlock<Arch, kBlockRows, 3>(a, a_stride, segments, segment_count, depth, accumulate, c,
-                                         c_stride);
+      MultiplyBlock<Arch, kBlockRows, 3>(a, a_stride, segments, segment_count, b_stride, accumulate,
+                                         c, c_stride);
     }
   }
 }

@@ -79,12 +79,16 @@ TANDEM_ISA_INLINE Vector<Arch> LargestOfTile(const float* scores, Vector<Arch> l
   return largest;
 }
 
+// The same of the visible ones; the others become -inf.
 template <class Arch>
-TANDEM_ISA_INLINE void HideInvisible(uint64_t word, float* scores) {
-  const Vector<Arch> hidden(core::NegativeInfinity());
+TANDEM_ISA_INLINE Vector<Arch> LargestVisible(uint64_t word, float* scores, Vector<Arch> largest) {
+  using V = Vector<Arch>;
   for (int64_t t = 0; t < core::kTile; t += kLanes<Arch>) {
-    SelectBits(word >> t, Vector<Arch>::load_aligned(scores + t), hidden).store_aligned(scores + t);
+    const V x = SelectBits(word >> t, V::load_aligned(scores + t), V(core::NegativeInfinity()));
+    x.store_aligned(scores + t);
+    largest = xsimd::max(x, largest);
   }
+  return largest;
 }
 
 // Scores to exp(factor * score - reference); returns `sum` plus them.
@@ -94,9 +98,7 @@ TANDEM_ISA_INLINE Vector<Arch> ExponentiateTile(float factor, float reference, f
   using V = Vector<Arch>;
   for (int64_t t = 0; t < core::kTile; t += kLanes<Arch>) {
     const V difference = Fma(V(factor), V::load_aligned(scores + t), V(-reference));
-    // Without the min, a product beyond 2^30 could exceed its rounded maximum by more than
-    // ExpNonPositive allows. min returns its second operand when either is NaN.
-    const V x = ExpNonPositive<Arch>(xsimd::min(V(0.0f), difference));
+    const V x = ExpOfDifference<Arch>(difference);
     x.store_aligned(scores + t);
     sum = sum + x;
   }
@@ -151,7 +153,8 @@ TANDEM_ISA_INLINE void SoftmaxRow(const core::Problem& p, const core::Sequence& 
     if (has_terms) {
       *word = FinishScores<Arch>(p, s, *row, tiles.first_key[t], *word, tile);
     } else if (!tiles.all_visible[t]) {
-      HideInvisible<Arch>(*word, tile);
+      largest = LargestVisible<Arch>(*word, tile, largest);
+      continue;
     }
     largest = LargestOfTile<Arch>(tile, largest);
   }

@@ -45,6 +45,7 @@ TANDEM_ISA_INLINE void MultiplyBlock(const float* a, int64_t a_stride, const Seg
     const float* column = a + segments[t].a_offset;
     const float* line = segments[t].b;
     const int64_t depth = segments[t].depth;
+#pragma GCC unroll 4
     for (int64_t d = 0; d < depth; ++d) {
       V b[kVectors];
 #pragma GCC unroll 4

@@ -69,26 +69,44 @@ TANDEM_ISA_INLINE uint64_t FinishScores(const core::Problem& p, const core::Sequ
   return word;
 }
 
-// The largest of 64 scores, at least `largest`; NaN is passed over (it shows in the sum).
+// The largest scores so far, in so many vectors that one does not wait for the one before. NaN is
+// passed over (it shows in the sum): max returns its second operand when either is NaN.
 template <class Arch>
-TANDEM_ISA_INLINE Vector<Arch> LargestOfTile(const float* scores, Vector<Arch> largest) {
-  for (int64_t t = 0; t < core::kTile; t += kLanes<Arch>) {
-    // max returns its second operand when either is NaN.
-    largest = xsimd::max(Vector<Arch>::load_aligned(scores + t), largest);
+struct LargestScores {
+  static constexpr int kVectors = 4;
+  Vector<Arch> v[kVectors];
+
+  TANDEM_ISA_INLINE LargestScores() {
+    for (int n = 0; n < kVectors; ++n) v[n] = Vector<Arch>(core::NegativeInfinity());
   }
-  return largest;
+  TANDEM_ISA_INLINE void Add(int64_t t, Vector<Arch> x) {
+    Vector<Arch>& largest = v[t / kLanes<Arch> % kVectors];
+    largest = xsimd::max(x, largest);
+  }
+  TANDEM_ISA_INLINE float Get() const {
+    return Largest(xsimd::max(xsimd::max(v[0], v[1]), xsimd::max(v[2], v[3])));
+  }
+};
+
+template <class Arch>
+TANDEM_ISA_INLINE void AddLargest(const float* scores, LargestScores<Arch>* largest) {
+#pragma GCC unroll 8
+  for (int64_t t = 0; t < core::kTile; t += kLanes<Arch>) {
+    largest->Add(t, Vector<Arch>::load_aligned(scores + t));
+  }
 }
 
 // The same of the visible ones; the others become -inf.
 template <class Arch>
-TANDEM_ISA_INLINE Vector<Arch> LargestVisible(uint64_t word, float* scores, Vector<Arch> largest) {
+TANDEM_ISA_INLINE void AddLargestVisible(uint64_t word, float* scores,
+                                         LargestScores<Arch>* largest) {
   using V = Vector<Arch>;
+#pragma GCC unroll 8
   for (int64_t t = 0; t < core::kTile; t += kLanes<Arch>) {
     const V x = SelectBits(word >> t, V::load_aligned(scores + t), V(core::NegativeInfinity()));
     x.store_aligned(scores + t);
-    largest = xsimd::max(x, largest);
+    largest->Add(t, x);
   }
-  return largest;
 }
 
 // Scores to exp(factor * score - reference); returns `sum` plus them.
@@ -146,21 +164,21 @@ TANDEM_ISA_INLINE void SoftmaxRow(const core::Problem& p, const core::Sequence& 
                                   int64_t word_stride) {
   using V = Vector<Arch>;
   const bool has_terms = HasScoreTerms(p);
-  V largest(core::NegativeInfinity());
+  LargestScores<Arch> largest;
   for (int t = 0; t < tiles.count; ++t) {
     float* tile = scores + tiles.tile[t] * core::kTile;
     uint64_t* word = words + tiles.tile[t] * word_stride;
     if (has_terms) {
       *word = FinishScores<Arch>(p, s, *row, tiles.first_key[t], *word, tile);
     } else if (!tiles.all_visible[t]) {
-      largest = LargestVisible<Arch>(*word, tile, largest);
+      AddLargestVisible<Arch>(*word, tile, &largest);
       continue;
     }
-    largest = LargestOfTile<Arch>(tile, largest);
+    AddLargest<Arch>(tile, &largest);
   }
   float factor = has_terms ? 1.0f : p.scale;
   const float old_m = row->m;
-  row->m = core::Max(old_m, factor * Largest(largest));
+  row->m = core::Max(old_m, factor * largest.Get());
   // A score of +inf makes its row NaN; inf - inf would not, where only the product with the scale
   // overflows.
   const float reference = row->m == -core::NegativeInfinity() ? core::BitsToFloat(0x7fc00000u)

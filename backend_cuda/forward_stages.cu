@@ -67,6 +67,7 @@ constexpr int kMergeWarps = 8;  // at most; as many as there can be splits
 template <int kTurns, int kColumns>
 __global__ void __launch_bounds__(32 * kMergeWarps, kTurns* kColumns > 32 ? 2 : 4)
     MergeSplitsKernel(const __grid_constant__ ForwardParams params) {
+  AllowDependentLaunch();
   const core::Problem& p = params.problem;
   const PartialResults& partials = params.partials;
   const auto rows = static_cast<uint32_t>(partials.rows);
@@ -146,7 +147,7 @@ __global__ void __launch_bounds__(32 * kMergeWarps, kTurns* kColumns > 32 ? 2 : 
     for (int w = 0; w < warps; ++w) merged += values[w][column];
     StoreOutput(p, s, head, row, column, end.is_empty ? 0.0f : merged * end.factor);
   }
-  if (threadIdx.x == 0) StoreLse(p, s, head, row, end.lse);
+  if (threadIdx.x == 0) StoreLse(p, s, head, row, end.Lse());
 }
 
 constexpr int kFewSplits = 2 * kMergeWarps;
@@ -157,6 +158,7 @@ constexpr int kFewColumns = 4 * kWarpSize;
 // the same order.
 __global__ void __launch_bounds__(kThreads, 8)
     MergeFewSplitsKernel(const __grid_constant__ ForwardParams params) {
+  AllowDependentLaunch();
   const core::Problem& p = params.problem;
   const PartialResults& partials = params.partials;
   const uint32_t index = blockIdx.x * (kThreads / kWarpSize) + threadIdx.x / kWarpSize;
@@ -227,7 +229,7 @@ __global__ void __launch_bounds__(kThreads, 8)
       StoreOutput(p, s, head, row, 4 * lane + c, end.is_empty ? 0.0f : values[c] * end.factor);
     }
   }
-  if (lane == 0) StoreLse(p, s, head, row, end.lse);
+  if (lane == 0) StoreLse(p, s, head, row, end.Lse());
 }
 
 // The merge with as few turns as the splits of a problem need.

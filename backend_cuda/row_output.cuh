@@ -11,7 +11,13 @@ namespace tandem::cuda {
 struct RowEnd {
   float factor;   // of the unnormalised output
   bool is_empty;  // the row is +0 and its LSE -inf, whatever was summed
-  float lse;
+  float maximum;  // with the sink
+  float sum;
+
+  // Apart, so that it may be found after the output is on its way.
+  __device__ __forceinline__ float Lse() const {
+    return is_empty ? core::NegativeInfinity() : core::SoftmaxLse(maximum, sum);
+  }
 };
 
 // exists: the row is inside its sequence; maximum: natural, of all visible scores; sum: of their
@@ -26,7 +32,8 @@ __device__ __forceinline__ RowEnd FinishRow(const core::Problem& problem, bool e
   RowEnd end;
   end.is_empty = !exists || core::SoftmaxRowIsEmpty(maximum, sum);
   end.factor = core::SoftmaxInverse(sum) * rescale * keep_scale;
-  end.lse = end.is_empty ? core::NegativeInfinity() : core::SoftmaxLse(maximum, sum);
+  end.maximum = maximum;
+  end.sum = sum;
   return end;
 }
 __device__ __forceinline__ RowEnd FinishRow(const core::Problem& problem, const core::Sequence& s,

@@ -463,7 +463,7 @@ class ShortBlock {
         StoreOutput(problem_, s_, head, row, column,
                     end.is_empty ? 0.0f : MergedOutput(n, column) * end.factor);
       }
-      if (lane_ == 0) StoreLse(problem_, s_, head, row, end.lse);
+      if (lane_ == 0) StoreLse(problem_, s_, head, row, end.Lse());
     }
   }
 

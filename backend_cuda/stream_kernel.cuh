@@ -490,7 +490,7 @@ class StreamBlock {
                     end.is_empty ? 0.0f : value[c] * end.factor);
       }
     }
-    if (lane_ == 0) StoreLse(problem_, item.sequence, head, row, end.lse);
+    if (lane_ == 0) StoreLse(problem_, item.sequence, head, row, end.Lse());
   }
 
   const ForwardParams& params_;

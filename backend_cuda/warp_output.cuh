@@ -45,7 +45,7 @@ __device__ __forceinline__ void WriteWarpRows(
   const int64_t own_row = first_row + 8 * own + (lane >> 2);
   if (own < 2 * kRowTiles && own_row < s.q_rows) {
     end = FinishRow(problem, s, head, own_row, maximum * scale, sum);
-    StoreLse(problem, s, head, own_row, end.lse);
+    StoreLse(problem, s, head, own_row, end.Lse());
   }
   const uint32_t are_empty = __ballot_sync(~0u, end.is_empty);
 #pragma unroll

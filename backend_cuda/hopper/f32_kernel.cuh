@@ -461,7 +461,7 @@ class F32Warpgroup {
         FinishRow(problem_, my_row < item.existing_rows, item.head,
                   (is_odd ? maximum_[1] : maximum_[0]) * params_.scale, is_odd ? sum[1] : sum[0]);
     if ((lane_ & 2) == 0 && my_row >= item.first_written_row && my_row < item.rows) {
-      StoreLse(problem_, s, item.head, item.first_row + my_row, my_end.lse);
+      StoreLse(problem_, s, item.head, item.first_row + my_row, my_end.Lse());
     }
     const core::Array4& out = problem_.out;
     const uint32_t are_empty = __ballot_sync(~0u, my_end.is_empty) >> quad;  // bits r

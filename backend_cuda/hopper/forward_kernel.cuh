@@ -67,13 +67,17 @@ class Warpgroup : WarpgroupSteps<kHeadDim, kVariant> {
         StartFirstScores(*next);
         WaitProducts<1>(output_);
         if (has_work) ReleaseLastValues();
-        Write();
+        Write(n - 1);
       } else {
-        Write();
+        Write(n - 1);
         next = Fetch(n);
         StartFirstScores(*next);
       }
       WaitProducts<0>(scores_);
+      if constexpr (kHasStagedOutput) {
+        if (lane_ == 0) WaitBoxesRead();
+        Release(state_.query_empty[(n - 1) % kPolicy.query_stages]);
+      }
     }
   }
 
@@ -85,6 +89,7 @@ class Warpgroup : WarpgroupSteps<kHeadDim, kVariant> {
       Base::WaitForKeys, Base::WaitForNext, Base::WaitForValues, Base::warpgroup_;
   using typename Base::Place;
 
+  static constexpr bool kHasStagedOutput = State::kHasStagedOutput;
   static constexpr bool kHasAddends = HasBias(kVariant) || HasAlibi(kVariant);
   // Rows without a reference that exp2 can take have an offset of -inf, with which all that they
   // see becomes infinite: that takes no more than the look at the sums.
@@ -105,7 +110,7 @@ class Warpgroup : WarpgroupSteps<kHeadDim, kVariant> {
   // The n-th item, with its Q at hand.
   __device__ __forceinline__ const Item* Fetch(uint32_t n) {
     const int stage = n % kPolicy.query_stages;
-    if (!kPolicy.has_query_in_registers && n != 0) {
+    if (!kHasStagedOutput && !kPolicy.has_query_in_registers && n != 0) {
       Release(state_.query_empty[(n - 1) % kPolicy.query_stages]);
     }
     Wait(Barrier(state_.query_full[stage]), n / kPolicy.query_stages & 1);
@@ -115,7 +120,7 @@ class Warpgroup : WarpgroupSteps<kHeadDim, kVariant> {
       const Place place = PlaceOf();
 #pragma unroll
       for (int step = 0; step < kHeadDim / 16; ++step) LoadQuery(place, step);
-      Release(state_.query_empty[stage]);
+      if constexpr (!kHasStagedOutput) Release(state_.query_empty[stage]);
     }
     return &state_.items[n % kItems];
   }
@@ -656,7 +661,8 @@ class Warpgroup : WarpgroupSteps<kHeadDim, kVariant> {
 
   // ---- results ----
 
-  __device__ __forceinline__ void Write() {
+  // n: which item it is.
+  __device__ __forceinline__ void Write(uint32_t n) {
     const Item& item = *item_;
     const Place place = PlaceOf();
     const int quad = place.lane & ~3;
@@ -686,22 +692,35 @@ class Warpgroup : WarpgroupSteps<kHeadDim, kVariant> {
                                        output_[4 * t + 2 * r + 1] * factor[r]);
       }
     }
-    uint32_t written = 0;  // bits r
+    // Rows that are this kernel's: bits r.
+    uint32_t written = 0;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const int row = place.row + 8 * r;
+      if (row >= item.first_written_row && row < item.rows) written |= 1u << r;
+    }
+    const bool is_staged = kHasStagedOutput && params_.has_out_map != 0 &&
+                           __all_sync(~0u, written == 3 && !my_end.is_empty);
+    if (is_staged) {
+      // By way of the place of the item's Q.
+      const int first_row = place.row - place.lane / 4;
+      const uint32_t target = query_ + n % kPolicy.query_stages * kPolicy.query_bytes;
+      StoreThroughShared<kPolicy.block_rows>(target + first_row * 128, place.lane, words,
+                                             &params_.out, problem_, item, first_row);
+    }
     bool has_non_finite = false;
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const bool is_finite = core::IsFinite(sum[r]) && AreFinite<kDType>(words[r]);
       const bool is_row_finite = (__ballot_sync(~0u, !is_finite) >> quad & 0xfu) == 0;
-      const int row = place.row + 8 * r;
-      bool is_written = row >= item.first_written_row && row < item.rows;
-      has_non_finite = has_non_finite || (is_written && row < item.existing_rows && !is_row_finite);
+      const uint32_t bit = 1u << r;
+      has_non_finite = has_non_finite || ((written & bit) != 0 && !is_row_finite &&
+                                          place.row + 8 * r < item.existing_rows);
       if constexpr (kIsCareful) {
         // Finite rows by the first attempt, the others by the strict one.
-        const uint32_t bit = 1u << r;
         if (!is_strict_) finite_rows_ = (finite_rows_ & ~bit) | (is_row_finite ? bit : 0);
-        is_written = is_written && is_strict_ == ((finite_rows_ & bit) == 0);
+        if (is_strict_ != ((finite_rows_ & bit) == 0)) written &= ~bit;
       }
-      if (is_written) written |= 1u << r;
     }
     if constexpr (!kIsCareful) {
       has_non_finite = __any_sync(~0u, has_non_finite);
@@ -713,26 +732,14 @@ class Warpgroup : WarpgroupSteps<kHeadDim, kVariant> {
     // Values have no part in it, so what the first launch wrote stays.
     if (!kIsCareful && (place.lane & 2) == 0 && item.lse != nullptr &&
         (written >> (place.lane & 1) & 1) != 0) {
-      item.lse[my_row * problem_.lse.row_stride] = my_end.lse;
+      item.lse[my_row * problem_.lse.row_stride] = my_end.Lse();
     }
+    if (is_staged) return;
     const core::Array4& out = problem_.out;
     if (out.dtype != DType::kF32 && out.column_stride == 1 && problem_.v_dim % 8 == 0 &&
         out.row_stride % 8 == 0 && reinterpret_cast<uintptr_t>(item.out) % 16 == 0) {
-      uint16_t* const to = static_cast<uint16_t*>(item.out) + place.row * out.row_stride;
-#pragma unroll
-      for (int r = 0; r < 2; ++r) {
-        const bool is_empty = (empty_rows >> r & 1) != 0;
-#pragma unroll
-        for (int t = 0; t < kOutputTiles; t += 4) {
-          uint32_t(&x)[kOutputTiles] = words[r];
-          TransposeInQuad(place.lane, x[t], x[t + 1], x[t + 2], x[t + 3]);
-          const int column = 8 * (t + (place.lane & 3));
-          if ((written >> r & 1) != 0 && column < problem_.v_dim) {
-            *reinterpret_cast<uint4*>(to + 8 * r * out.row_stride + column) =
-                is_empty ? make_uint4(0, 0, 0, 0) : make_uint4(x[t], x[t + 1], x[t + 2], x[t + 3]);
-          }
-        }
-      }
+      StoreChunks(static_cast<uint16_t*>(item.out) + place.row * out.row_stride, out.row_stride,
+                  problem_.v_dim, place.lane, written, empty_rows, words);
       return;
     }
     // Of unknown factors, so that the products are not those from above, kept until here.

@@ -74,12 +74,7 @@ class ItemWarp : LoadingWarp<kHeadDim, kVariant> {
             row_blocks - 1 - n % row_blocks);
       // No sooner than the one before this one is at work: until then another block may be free
       // for it.
-      constexpr int kAhead = kPolicy.has_query_in_registers ? 1 : 2;
-      if (items_ >= kAhead) {
-        const uint32_t item = items_ - kAhead;
-        Wait(Barrier(state_.query_empty[item % kPolicy.query_stages]),
-             item / kPolicy.query_stages & 1);
-      }
+      WaitForPlace();
       if (lane_ == 0) unit = static_cast<int>(gridDim.x) + atomicAdd(queue.taken, 1);
       unit = __shfl_sync(~0u, unit, 0);
     }
@@ -108,7 +103,9 @@ class ItemWarp : LoadingWarp<kHeadDim, kVariant> {
     int32_t status = 0;
     item.sequence = core::ResolveSequence(problem_, head / q_heads, &status);
     item.head = head % q_heads;
-    item.first_row = int64_t{row_block} * kPolicy.block_rows;
+    const int64_t missing = MissingRows(item.sequence.q_rows);
+    item.first_row = row_block == 0 ? 0 : int64_t{row_block} * kPolicy.block_rows - missing;
+    const int64_t block_rows = kPolicy.block_rows - (row_block == 0 ? missing : 0);
     item.flags = flags;
     if (status != 0 && lane_ == 0 && row_block == 0 && item.head == 0 &&
         problem_.device_status != nullptr) {
@@ -117,8 +114,7 @@ class ItemWarp : LoadingWarp<kHeadDim, kVariant> {
     const Sequence& s = item.sequence;
     if (item.first_row >= s.q_rows) return;
     const auto rows_before = [&](int64_t row) {
-      return static_cast<int32_t>(
-          core::Clamp<int64_t>(row - item.first_row, 0, kPolicy.block_rows));
+      return static_cast<int32_t>(core::Clamp<int64_t>(row - item.first_row, 0, block_rows));
     };
     item.rows = rows_before(s.q_rows);
     item.existing_rows = rows_before(ExistingRows(s));
@@ -139,6 +135,13 @@ class ItemWarp : LoadingWarp<kHeadDim, kVariant> {
       item.is_strict = attempt;
       Announce(item);
     }
+  }
+
+  // Row blocks of three warpgroups: where rows do not fill them, the first one has whole warpgroups
+  // fewer. Under a causal mask that is the block with the fewest keys.
+  static __device__ __forceinline__ int64_t MissingRows(int64_t rows) {
+    if (kPolicy.warpgroups != 3 || MayHaveWords(kVariant)) return 0;
+    return core::RoundUp<int64_t>(rows, kPolicy.block_rows) - core::RoundUp<int64_t>(rows, 64);
   }
 
   // The intervals of the terms that move by one from each row to the next, for all rows at once.
@@ -215,12 +218,17 @@ class ItemWarp : LoadingWarp<kHeadDim, kVariant> {
     item.has_tiles = has_any;
   }
 
+  // For the Q of the next item, and for the item itself: every warp has done with the item two
+  // (kBias: with the Q of the one) before.
+  __device__ __forceinline__ void WaitForPlace() const {
+    Wait(Barrier(state_.query_empty[items_ % kPolicy.query_stages]),
+         (items_ / kPolicy.query_stages & 1) ^ 1);
+  }
+
   __device__ __forceinline__ void Announce(const Item& item) {
     const int stage = items_ % kPolicy.query_stages;
     const uint32_t full = Barrier(state_.query_full[stage]);
-    // Every warp has read the Q of the item two (kBias: one) before, so it has written the one
-    // that had this place.
-    Wait(Barrier(state_.query_empty[stage]), (items_ / kPolicy.query_stages & 1) ^ 1);
+    WaitForPlace();
     if (kVariant != Variant::kPlain && item.has_tiles != 0) {
       for (int row = lane_; row < kPolicy.block_rows; row += kWarpSize) {
         state_.views[items_ % kItems][row] = FindView(item, row);

@@ -78,6 +78,8 @@ __global__ void __launch_bounds__(kThreads)
     *queue.taken = 0;
     queue.first_units[0] = 0;
   }
+  // So that the end of this launch is that of all before it, too.
+  WaitForEarlierLaunch();
 }
 
 }  // namespace
@@ -88,8 +90,18 @@ cudaError_t LaunchFillQueue(const Params& params, cudaStream_t stream) {
   int block_rows =
       ForwardPolicy(HeadDimBucket(core::Max(problem.qk_dim, problem.v_dim))).block_rows;
   void* arguments[] = {&problem, &queue, &block_rows};
-  return cudaLaunchKernel(reinterpret_cast<const void*>(&FillQueueKernel), dim3(1), dim3(kThreads),
-                          arguments, 0, stream);
+  // After those of the short sequences it begins while they run: they were not launched so, and
+  // what came before them has ended.
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(1);
+  config.blockDim = dim3(kThreads);
+  config.stream = stream;
+  config.attrs = &attribute;
+  config.numAttrs = MayBeShort(problem) ? 1 : 0;
+  return cudaLaunchKernelExC(&config, reinterpret_cast<const void*>(&FillQueueKernel), arguments);
 }
 
 }  // namespace tandem::cuda::hopper

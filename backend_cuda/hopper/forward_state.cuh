@@ -162,6 +162,10 @@ struct BlockState
   uint32_t non_finite_keys[kBlockKeys / 32];  // of the V tile at work (kCareful)
   RowView views[kItems][kPolicy.block_rows];  // kept up where not every tile is full (kPlain)
 
+  // Where an item's Q was, its output waits to be copied: Q's place is free once that is read. With
+  // one place alone the next Q would come too late.
+  static constexpr bool kHasStagedOutput = kPolicy.query_stages > 1 && !IsCareful(kVariant);
+
   // Of the stages of K, V and the bias, after those of Q.
   static constexpr int kKeyOffset = kPolicy.query_stages * kPolicy.query_bytes;
   static constexpr int kValueOffset = kKeyOffset + kPolicy.stages * kPolicy.tile_bytes;

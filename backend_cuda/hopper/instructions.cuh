@@ -97,6 +97,31 @@ __device__ __forceinline__ void CopyWord(uint32_t target, const uint64_t* source
 __device__ __forceinline__ void ArriveAfterCopies(uint32_t barrier) {
   asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
 }
+// Starts the copy of a box from shared memory; what lies outside the tensor is not written. Copies
+// of a thread belong to a group once they are committed.
+__device__ __forceinline__ void StoreBox(uint32_t source, const CUtensorMap* map, int column,
+                                         int row, int head, int batch) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.global.shared::cta.tile.bulk_group [%1, {%2, %3, %4, %5}], [%0];" ::
+          "r"(source),
+      "l"(map), "r"(column), "r"(row), "r"(head), "r"(batch)
+      : "memory");
+}
+__device__ __forceinline__ void CommitBoxes() {
+  asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+}
+// Waits until this thread's boxes have been read from shared memory.
+__device__ __forceinline__ void WaitBoxesRead() {
+  asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
+}
+// Four 8 x 8 matrices of 16-bit elements, as fragments of accumulators; lanes 8 m to 8 m + 7 give
+// the addresses of the rows of matrix m.
+__device__ __forceinline__ void StoreMatrices(uint32_t address, uint32_t x0, uint32_t x1,
+                                              uint32_t x2, uint32_t x3) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address),
+               "r"(x0), "r"(x1), "r"(x2), "r"(x3)
+               : "memory");
+}
 // Makes this thread's ordinary writes to shared memory visible to the TMA and to wgmma.
 __device__ __forceinline__ void PublishSharedWrites() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");

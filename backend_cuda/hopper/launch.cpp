@@ -196,6 +196,8 @@ bool MakeParams(const Problem& p, void* workspace, Params* params) {
       !MakeMap(p, p.v, p.v_dim, p.kv_heads, kv_rows, kBlockKeys, &params->values)) {
     return false;
   }
+  params->has_out_map = p.out.dtype == p.dtype && HasStrides(p.out) &&
+                        MakeMap(p, p.out, p.v_dim, p.q_heads, q_rows, kOutputRows, &params->out);
   if (p.bias.data != nullptr && !MakeBiasSource(p, policy.block_rows, &params->bias)) return false;
   params->problem = p;
   LayOut(p, static_cast<char*>(workspace), params);

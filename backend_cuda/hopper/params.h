@@ -97,6 +97,8 @@ struct alignas(16) CarefulFlags {
   uint8_t unused[16 - 4 * kMostWarpgroups];
 };
 
+inline constexpr int kOutputRows = 16;  // of a warp
+
 inline constexpr int kMostBlocks = 256;  // of threads
 
 // Where row blocks differ in length in ways that only the GPU knows, blocks of threads take one
@@ -122,6 +124,7 @@ struct Params {
   CUtensorMap query;
   CUtensorMap keys;
   CUtensorMap values;
+  CUtensorMap out;  // in boxes of kOutputRows rows, where has_out_map
   BiasSource bias;
   core::Problem problem;
   CarefulFlags* flags;      // one per row block of each head
@@ -129,7 +132,8 @@ struct Params {
   WorkQueue queue;
   ScoreScale score_scale;  // |scale|: its sign goes into Q
   int32_t row_blocks;      // of the longest sequence
-  int32_t has_words;       // terms leave rows more than an interval of keys (MayHaveWords)
+  int32_t has_out_map;
+  int32_t has_words;  // terms leave rows more than an interval of keys (MayHaveWords)
   // What a block of threads takes by turns: a row block of a head, or two, the n-th from the front
   // and the n-th from the back, which together are as long as any other two under a causal mask.
   int32_t units_of_head;

@@ -16,6 +16,8 @@
 #ifndef TANDEM_BACKEND_CUDA_STREAM_KERNEL_CUH_
 #define TANDEM_BACKEND_CUDA_STREAM_KERNEL_CUH_
 
+#include <cuda.h>
+
 #include "backend_cuda/barrier.cuh"
 #include "backend_cuda/row_output.cuh"
 #include "backend_cuda/stream_policy.h"
@@ -132,18 +134,24 @@ class StreamItems {
   int splits_ = 1;  // of this lane's sequence
 };
 
+// has_maps: `keys` and `values` are there.
+struct StreamParams {
+  ForwardParams forward;
+  int32_t has_maps;
+  CUtensorMap keys;
+  CUtensorMap values;
+};
+
 template <DType kDType, int kHeadDim>
 class StreamBlock {
  public:
   static constexpr StreamPolicy kPolicy = ForwardStreamPolicy(kHeadDim);
-  using Warp = WarpAttention<kDType, kHeadDim, 1, 2>;
-  using Column = ChunkColumn<kHeadDim, kPolicy.keys, kWarpSize>;
+  using Warp = WarpAttention<kDType, kHeadDim, 1, 2, kPolicy.keys>;
+  using Column = ChunkColumn<kHeadDim, kPolicy.keys, kWarpSize, true>;
 
   // Behind the stages and the queries.
   struct State {
     uint64_t full[kMostStreamStages];
-    uint64_t empty[kMostStreamStages];
-    uint64_t query_empty[kStreamQueries];
     float maximum[kPolicy.warps][kShortBlockRows];
     float sum[kPolicy.warps][kShortBlockRows];
   };
@@ -153,11 +161,12 @@ class StreamBlock {
   static_assert(kPolicy.warps * kShortBlockRows * kHeadDim * 4 <= kStageBytes,
                 "the warps' outputs take the place of a step's tiles");
 
-  __device__ StreamBlock(const ForwardParams& params, char* shared)
-      : params_(params),
-        problem_(params.problem),
+  __device__ StreamBlock(const StreamParams& params, char* shared)
+      : maps_(params),
+        params_(params.forward),
+        problem_(params.forward.problem),
         shared_(shared),
-        queries_(shared + params.stages * kStageBytes),
+        queries_(shared + params.forward.stages * kStageBytes),
         state_(*reinterpret_cast<State*>(queries_ + kStreamQueries * kPolicy.query_bytes)),
         warp_(threadIdx.x / kWarpSize),
         lane_(threadIdx.x % kWarpSize) {}
@@ -166,10 +175,6 @@ class StreamBlock {
     if (threadIdx.x == 0) {
       for (int i = 0; i < params_.stages; ++i) {
         InitBarrier(SharedAddress(&state_.full[i]), kWarpSize);
-        InitBarrier(SharedAddress(&state_.empty[i]), kPolicy.warps);
-      }
-      for (int i = 0; i < kStreamQueries; ++i) {
-        InitBarrier(SharedAddress(&state_.query_empty[i]), kPolicy.warps);
       }
     }
     __syncthreads();
@@ -182,19 +187,29 @@ class StreamBlock {
 
  private:
   static constexpr bool kQueryInRegisters = kHeadDim <= 128;
-  static constexpr int kRowBytes = kHeadDim * 2;
+  static constexpr int kRowBytes = Column::kRowBytes;
   static constexpr int kChunks = kHeadDim / 8;
+  static constexpr int kParts = kHeadDim / 64;  // of a tile
+  static constexpr bool kHasBoxes = kParts > 0;
   static constexpr int kMultiplyingThreads = kPolicy.warps * kWarpSize;
 
-  // A stage of the ring and the parity of the phase that is waited for there.
+  // A stage of the ring and the turn of the ring it is at.
   struct Place {
     int stage;
-    uint32_t parity;
+    uint32_t turn;
   };
   __device__ __forceinline__ void Advance(Place& place) const {
     if (++place.stage < params_.stages) return;
     place.stage = 0;
-    place.parity ^= 1;
+    ++place.turn;
+  }
+  // Stages and queries are given back at barriers of threads: an mbarrier takes the arrival of one
+  // lane after the other.
+  __device__ __forceinline__ void GiveBack(int barrier) const {
+    ArriveThreads(barrier, kPolicy.threads);
+  }
+  __device__ __forceinline__ void TakeBack(int barrier) const {
+    SyncThreads(barrier, kPolicy.threads);
   }
   __device__ __forceinline__ char* Tile(int stage, bool is_value) const {
     return shared_ + stage * kStageBytes + (is_value ? kPolicy.tile_bytes : 0);
@@ -212,7 +227,7 @@ class StreamBlock {
   __device__ __forceinline__ void LoadAll() {
     StreamItems items(params_);
     StreamItem item;
-    Place place = {0, 1};
+    Place place = {0, 0};
     int items_here = 0;
     for (int n = blockIdx.x; items.Find(n, item); n += gridDim.x, ++items_here) {
       const int64_t key_bytes = problem_.k.row_stride * 2;
@@ -228,24 +243,53 @@ class StreamBlock {
         const int left = item.keys - step * kPolicy.keys;
         Pages pages;
         if (problem_.has_block_table) pages = FindPages(problem_, item, step);
-        WaitBarrier(SharedAddress(&state_.empty[place.stage]), place.parity);
+        if (place.turn != 0) TakeBack(kStageBarrier + place.stage);
         const uint32_t key_tile = SharedAddress(Tile(place.stage, false));
         const uint32_t value_tile = SharedAddress(Tile(place.stage, true));
         if (problem_.has_block_table) {
           CopyPages(problem_, false, item.kv_head, pages, key_tile);
           CopyPages(problem_, true, item.kv_head, pages, value_tile);
+        } else if (kHasBoxes && maps_.has_maps && left >= kPolicy.keys) {
+          if (lane_ == 0) CopyBoxes(item, step, place.stage);
         } else {
           CopyRows(key_tile, keys, problem_.k.data, params_.key_steps.pass, left);
           CopyRows(value_tile, values, problem_.v.data, params_.value_steps.pass, left);
-          if (keys != nullptr) keys += params_.key_steps.step;
-          if (values != nullptr) values += params_.value_steps.step;
         }
+        if (keys != nullptr) keys += params_.key_steps.step;
+        if (values != nullptr) values += params_.value_steps.step;
         if (step == 0) CopyQuery(item, items_here);
         ArriveAfterCopies(SharedAddress(&state_.full[place.stage]));
         Advance(place);
       }
     }
+    // What was given back and not taken.
+    const int stages = place.turn != 0 ? params_.stages : place.stage;
+    for (int i = 0; i < stages; ++i, Advance(place)) {
+      if (place.turn == 0) place.stage = i;
+      TakeBack(kStageBarrier + place.stage);
+    }
+    for (int i = 0; i < core::Min(items_here, kStreamQueries); ++i) TakeBack(kQueryBarrier + i);
     WaitCopies<0>();
+  }
+
+  // A whole step by the tensor memory accelerator. Its lines are the first to leave the L2: nobody
+  // reads them again, or soon.
+  __device__ __forceinline__ void CopyBoxes(const StreamItem& item, int step, int stage) const {
+#if __CUDA_ARCH__ >= 900
+    const uint32_t full = SharedAddress(&state_.full[stage]);
+    ExpectBytes(full, kStageBytes);
+    const int row = static_cast<int>(item.sequence.kv_start) + item.first_key + step * kPolicy.keys;
+    const int batch = core::IsPacked(problem_) ? 0 : static_cast<int>(item.sequence.batch);
+    const auto copy = [&](const CUtensorMap& map, bool is_value) {
+#pragma unroll
+      for (int part = 0; part < kParts; ++part) {
+        CopyBoxOnce(SharedAddress(Tile(stage, is_value)) + part * (kPolicy.keys * 128), &map, full,
+                    part * 64, row, item.kv_head, batch);
+      }
+    };
+    copy(maps_.keys, false);
+    copy(maps_.values, true);
+#endif
   }
 
   __device__ __forceinline__ const char* First(const Array4& array, const StreamItem& item) const {
@@ -267,8 +311,7 @@ class StreamBlock {
 
   // Rows of different heads are not equally far apart, so each chunk finds its own row.
   __device__ __forceinline__ void CopyQuery(const StreamItem& item, int items_here) const {
-    WaitBarrier(SharedAddress(&state_.query_empty[items_here % kStreamQueries]),
-                items_here / kStreamQueries % 2 ^ 1);
+    if (items_here >= kStreamQueries) TakeBack(kQueryBarrier + items_here % kStreamQueries);
     const Array4& q = problem_.q;
     const uint32_t tile = SharedAddress(Query(items_here));
 #pragma unroll 1
@@ -332,7 +375,7 @@ class StreamBlock {
         const int64_t page = __shfl_sync(~0u, pages.page[i], n);
         const int64_t row = __shfl_sync(~0u, pages.row[i], n);
         const bool is_there = page >= 0 && has_column;
-        CopyAsync16(tile + ChunkOffset<kHeadDim>(i * kWarpSize + n, lane % kChunks),
+        CopyAsync16(tile + ChunkOffset<kHeadDim, kPolicy.keys>(i * kWarpSize + n, lane % kChunks),
                     is_there ? base + (page * array.batch_stride + row * array.row_stride) * 2
                              : static_cast<const char*>(array.data),
                     is_there ? 16 : 0);
@@ -352,34 +395,28 @@ class StreamBlock {
       const uint32_t query = SharedAddress(Query(items_here)) + Warp::RowMajorOffset(lane_);
       const int steps = Steps(item);
       for (int step = 0; step < steps; ++step) {
-        WaitBarrier(SharedAddress(&state_.full[place.stage]), place.parity);
+        WaitBarrier(SharedAddress(&state_.full[place.stage]), place.turn & 1);
         if (step == 0 && kQueryInRegisters) {
 #pragma unroll
           for (int i = 0; i < Warp::kHeadSteps; ++i) {
             Warp::LoadQuery(query, i, 0, 0, 0, fragments_[0][i][0]);
           }
-          __syncwarp();
-          if (lane_ == 0) Arrive(QueryBarrier(items_here));
+          GiveBack(kQueryBarrier + items_here % kStreamQueries);
         }
         VisitTile(query, place.stage, item.keys - step * kPolicy.keys - 16 * warp_);
         if (step + 1 == steps) break;
-        __syncwarp();
-        if (lane_ == 0) Arrive(SharedAddress(&state_.empty[place.stage]));
+        GiveBack(kStageBarrier + place.stage);
         Advance(place);
       }
       if (!kQueryInRegisters) {
-        __syncwarp();
-        if (lane_ == 0) Arrive(QueryBarrier(items_here));
+        GiveBack(kQueryBarrier + items_here % kStreamQueries);
       }
       MergeWarps(item, place.stage);
       WriteRows(item, place.stage);
-      __syncwarp();
-      if (lane_ == 0) Arrive(SharedAddress(&state_.empty[place.stage]));
+      PublishSharedWrites();
+      GiveBack(kStageBarrier + place.stage);
       Advance(place);
     }
-  }
-  __device__ __forceinline__ uint32_t QueryBarrier(int items_here) const {
-    return SharedAddress(&state_.query_empty[items_here % kStreamQueries]);
   }
 
   // left: keys of the item from this warp's first on.
@@ -400,7 +437,7 @@ class StreamBlock {
     typename Warp::Probabilities packed;
     Warp::PackProbabilities(scores, packed);
     attention_.MultiplyProbabilityValue(packed,
-                                        keys + kPolicy.tile_bytes + Warp::RowMajorOffset(lane_), 0);
+                                        keys + kPolicy.tile_bytes + Warp::ValueOffset(lane_), 0);
   }
 
   // The warps' outputs take the place of the last step's tiles.
@@ -493,6 +530,7 @@ class StreamBlock {
     if (lane_ == 0) StoreLse(problem_, item.sequence, head, row, end.Lse());
   }
 
+  const StreamParams& maps_;
   const ForwardParams& params_;
   const Problem& problem_;
   char* const shared_;
@@ -507,7 +545,7 @@ class StreamBlock {
 template <DType kDType, int kHeadDim>
 __global__ void __launch_bounds__(ForwardStreamPolicy(kHeadDim).threads,
                                   ForwardStreamPolicy(kHeadDim).blocks_per_multiprocessor)
-    StreamKernel(const __grid_constant__ ForwardParams params) {
+    StreamKernel(const __grid_constant__ StreamParams params) {
   extern __shared__ __align__(1024) char shared[];
   AllowDependentLaunch();  // of the merge
   StreamBlock<kDType, kHeadDim> block(params, shared);

@@ -3,6 +3,7 @@
 #define TANDEM_BACKEND_CUDA_STREAM_LAUNCH_CUH_
 
 #include "backend_cuda/forward_launch.cuh"
+#include "backend_cuda/hopper/launch.h"
 #include "backend_cuda/stream_kernel.cuh"
 
 namespace tandem::cuda {
@@ -53,7 +54,15 @@ cudaError_t LaunchStream(ForwardParams params, cudaStream_t stream) {
   params.stages = stages(blocks);
   const void* const kernel = reinterpret_cast<const void*>(&StreamKernel<kDType, kHeadDim>);
   const int shared_bytes = Block::kFixedBytes + params.stages * Block::kStageBytes;
-  void* arguments[] = {&params};
+  StreamParams argument = {};
+  int major = 0;
+  error = GetDeviceAttribute(cudaDevAttrComputeCapabilityMajor, &major);
+  if (error != cudaSuccess) return error;
+  // Only where the code for sm_90 is what runs.
+  argument.has_maps = major == 9 && kHeadDim >= 64 && !p.has_block_table &&
+                      hopper::MakeStreamMaps(p, kPolicy.keys, &argument.keys, &argument.values);
+  argument.forward = params;
+  void* arguments[] = {&argument};
   error = LaunchShared(
       kernel,
       dim3(static_cast<unsigned>(core::Min<int64_t>(params.items, multiprocessors * blocks))),

@@ -7,9 +7,13 @@
 
 namespace tandem::cuda {
 
-inline constexpr int kMostStreamStages = 16;
-inline constexpr int kStreamQueries = 2;       // of items, in shared memory
-inline constexpr int kMultiplyingBarrier = 1;  // of bar.sync
+inline constexpr int kMostStreamStages = 12;
+inline constexpr int kStreamQueries = 2;  // of items, in shared memory
+// Of bar.sync, which has 16: of the multiplying warps, for each query, and for each stage.
+inline constexpr int kMultiplyingBarrier = 1;
+inline constexpr int kQueryBarrier = 2;
+inline constexpr int kStageBarrier = kQueryBarrier + kStreamQueries;
+static_assert(kStageBarrier + kMostStreamStages <= 16);
 
 struct StreamPolicy {
   int warps;                      // that multiply, each 16 keys of a step

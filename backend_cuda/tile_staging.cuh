@@ -52,10 +52,14 @@ __device__ __forceinline__ RowSource MakeRowSource(const core::Array4& array, in
   return source;
 }
 
-// Byte offset of a chunk in a plane of a tile.
-template <int kHeadDim>
+// Byte offset of a chunk in a plane of a tile. kPartRows: the rows of a tile that lies in parts of
+// 64 columns, as the tensor memory accelerator writes them (stream_kernel.cuh).
+template <int kHeadDim, int kPartRows = 0>
 __device__ __forceinline__ int ChunkOffset(int row, int chunk) {
   constexpr int kChunks = kHeadDim / 8;
+  if constexpr (kPartRows != 0 && kChunks > 8) {
+    return chunk / 8 * (kPartRows * 128) + ChunkOffset<64>(row, chunk % 8);
+  }
   const int swizzle = kChunks >= 8 ? row & 7 : (row >> 1) & 3;
   return (row * kChunks + (chunk ^ swizzle)) * 16;
 }
@@ -272,19 +276,20 @@ static __device__ __noinline__ void StagePartialChunk(uint32_t target, const cha
 
 // The part of one thread in copying 16-bit tiles of `kRows` rows: a column of chunks of 16 bytes.
 // Rows must be whole chunks at multiples of 16 bytes; chunks beyond `columns` are left alone.
-template <int kHeadDim, int kRows, int kThreads>
+// kIsInParts: the tile lies in parts of 64 columns.
+template <int kHeadDim, int kRows, int kThreads, bool kIsInParts = false>
 class ChunkColumn {
  public:
   static constexpr int kChunks = kHeadDim / 8;
   static constexpr int kRowStep = kThreads / kChunks;
-  static constexpr int kRowBytes = kHeadDim * 2;
+  static constexpr int kRowBytes = (kIsInParts && kHeadDim > 64 ? 64 : kHeadDim) * 2;
   static_assert(kThreads % kChunks == 0 && kRows % kRowStep == 0, "chunks do not divide evenly");
 
   static __device__ __forceinline__ int Row(int thread) { return thread / kChunks; }
   static __device__ __forceinline__ int Column(int thread) { return thread % kChunks * 8; }
   // Shared address of the thread's first chunk in the tile at `tile`.
   static __device__ __forceinline__ uint32_t Target(uint32_t tile, int thread) {
-    return tile + ChunkOffset<kHeadDim>(Row(thread), thread % kChunks);
+    return tile + ChunkOffset < kHeadDim, kIsInParts ? kRows : 0 > (Row(thread), thread % kChunks);
   }
   // Device address of the thread's chunk of a tile that begins with row 0; null where its column is
   // beyond the tensor's.

@@ -73,8 +73,11 @@ __device__ __forceinline__ float PlainProduct(const Problem& problem, const Sequ
       problem.k.column_stride, problem.qk_dim);
 }
 
-template <DType kDType, int kHeadDim, int kRowTiles, int kKeyTiles>
+// kPartRows: not 0 where tiles of K and V lie in parts of 64 columns (ChunkOffset).
+template <DType kDType, int kHeadDim, int kRowTiles, int kKeyTiles, int kPartRows = 0>
 class WarpAttention {
+  static_assert(kPartRows == 0 || (kKeyTiles == 2 && kRowTiles == 1));
+
  public:
   static constexpr int kPlanes = Planes(kDType);
   static constexpr int kHeadSteps = kHeadDim / 16;
@@ -108,7 +111,15 @@ class WarpAttention {
     return ChunkOffset<kHeadDim>(lane & 15, lane >> 4);
   }
   static __device__ __forceinline__ uint32_t KeyOffset(int lane) {
-    return ChunkOffset<kHeadDim>((lane & 7) + (lane >> 4) * 8, (lane >> 3) & 1);
+    return ChunkOffset<kHeadDim, kPartRows>((lane & 7) + (lane >> 4) * 8, (lane >> 3) & 1);
+  }
+  static __device__ __forceinline__ uint32_t ValueOffset(int lane) {
+    return ChunkOffset<kHeadDim, kPartRows>(lane & 15, lane >> 4);
+  }
+  // In a tile of K or V, from the first 16 columns to others.
+  static __device__ __forceinline__ uint32_t Columns(uint32_t address, int step) {
+    if constexpr (kPartRows == 0 || kHeadDim <= 64) return address ^ (32 * step);
+    return (address ^ (32 * (step % 4))) + step / 4 * (kPartRows * 128);
   }
 
   static __device__ __forceinline__ void LoadQuery(uint32_t tile, int step, int m, int plane,
@@ -153,7 +164,7 @@ class WarpAttention {
         for (int pair = 0; pair < kPairs; ++pair) {
 #pragma unroll
           for (int plane = 0; plane < kPlanes; ++plane) {
-            LoadMatrices(b[pair][plane], (keys ^ (32 * step)) + 16 * kRowBytes * (first + pair) +
+            LoadMatrices(b[pair][plane], Columns(keys, step) + 16 * kRowBytes * (first + pair) +
                                              plane * key_plane_bytes);
           }
         }
@@ -196,9 +207,9 @@ class WarpAttention {
         for (int pair = 0; pair < kPairsAtOnce; ++pair) {
 #pragma unroll
           for (int plane = 0; plane < kPlanes; ++plane) {
-            LoadMatricesTransposed(b[pair][plane], (values ^ (32 * (first + pair))) +
-                                                       16 * kRowBytes * step +
-                                                       plane * value_plane_bytes);
+            LoadMatricesTransposed(
+                b[pair][plane],
+                Columns(values, first + pair) + 16 * kRowBytes * step + plane * value_plane_bytes);
           }
         }
 #pragma unroll

@@ -27,7 +27,8 @@ Encoder FindEncoder() {
 
 // Maps an array of 16-bit elements, whose last dimension is contiguous, for boxes of `box_rows`
 // rows and 64 columns whose 16-byte chunks are permuted. extents: columns, rows, heads, batch.
-bool MakeMap(const Array4& array, const int64_t (&extents)[4], int box_rows, CUtensorMap* map) {
+bool MakeMap(const Array4& array, const int64_t (&extents)[4], int box_rows, CUtensorMap* map,
+             CUtensorMapL2promotion promotion = CU_TENSOR_MAP_L2_PROMOTION_L2_256B) {
   const Encoder encode = FindEncoder();
   if (encode == nullptr || reinterpret_cast<uintptr_t>(array.data) % 16 != 0) return false;
   const int64_t strides_given[3] = {array.row_stride, array.head_stride, array.batch_stride};
@@ -41,8 +42,7 @@ bool MakeMap(const Array4& array, const int64_t (&extents)[4], int box_rows, CUt
   const cuuint32_t box[4] = {64, static_cast<cuuint32_t>(box_rows), 1, 1};
   const cuuint32_t steps[4] = {1, 1, 1, 1};
   return encode(map, CU_TENSOR_MAP_DATA_TYPE_UINT16, 4, array.data, shape, strides, box, steps,
-                CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-                CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, promotion,
                 CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
 }
 
@@ -63,6 +63,18 @@ bool MakeBiasSource(const Problem& p, int box_rows, BiasSource* bias) {
                               bias->per_head != 0 ? p.q_heads : 1,
                               bias->per_batch != 0 ? p.batch : 1};
   return MakeMap(array, extents, bias->per_row != 0 ? box_rows : 1, &bias->map);
+}
+
+bool MakeStreamMaps(const Problem& p, int box_rows, CUtensorMap* keys, CUtensorMap* values) {
+  const auto make = [&](const Array4& array, int64_t dim, CUtensorMap* map) {
+    const int64_t strides = array.row_stride | array.head_stride | array.batch_stride;
+    const bool is_packed = core::IsPacked(p);
+    const int64_t extents[4] = {dim, is_packed ? p.kv_total : p.kv_rows, p.kv_heads,
+                                is_packed ? 1 : p.batch};
+    return array.column_stride == 1 && strides % 8 == 0 && strides >= 0 &&
+           MakeMap(array, extents, box_rows, map, CU_TENSOR_MAP_L2_PROMOTION_NONE);
+  };
+  return make(p.k, p.qk_dim, keys) && make(p.v, p.v_dim, values);
 }
 
 bool MakePlaneMap(void* data, core::DType dtype, int64_t rows, int columns, int box_rows,

@@ -26,6 +26,11 @@ bool DeclinesBias(const core::Problem& problem, core::Text* reason);
 // there is none.
 bool MakeBiasSource(const core::Problem& problem, int box_rows, BiasSource* bias);
 
+// Maps of K and V for reading them once, in boxes of `box_rows` rows and 64 columns; false where
+// there are none. Without promotion in the L2: it costs a twelfth of the memory's rate there.
+bool MakeStreamMaps(const core::Problem& problem, int box_rows, CUtensorMap* keys,
+                    CUtensorMap* values);
+
 // A map of contiguous rows of 16-bit elements, in boxes of `box_rows` rows and 64 columns; false
 // where there is none.
 bool MakePlaneMap(void* data, core::DType dtype, int64_t rows, int columns, int box_rows,

@@ -77,6 +77,48 @@ TANDEM_HD bool IsAlignedDense(const core::Mask& mask, const core::Sequence& s) {
          mask.segments_count == 0 && mask.block_sparse_count == 0;
 }
 
+// Where each of up to 32 rows finds its prepared words, for those that see one sequence's keys
+// through aligned dense words alone (IsAlignedDense).
+struct DenseRows {
+  static constexpr int64_t kRows = 32;
+  const uint64_t* row[kRows];  // word 0 of the tensors' keys
+  uint64_t existing[kRows];    // 0 for rows that see nothing, else all ones
+};
+TANDEM_HD DenseRows FindDenseRows(const core::Problem& p, const core::Sequence& s,
+                                  const RowPairs& rows) {
+  const core::DenseBits& dense = p.mask.dense;
+  const int64_t row_end = core::Min(s.q_len, dense.q_extent);
+  DenseRows result;
+  for (int64_t r = 0; r < rows.count; ++r) {
+    const int64_t global = s.q_offset + PairRow(p, rows, r);
+    const bool exists = global < row_end;
+    result.existing[r] = exists ? ~uint64_t{0} : 0;
+    result.row[r] = dense.words + DenseWordIndex(dense, s.batch, PairHead(p, rows, r),
+                                                 exists ? global : 0, s.kv_offset / core::kTile);
+  }
+  return result;
+}
+
+// As FillWords.
+TANDEM_HD uint64_t FillDenseWords(const core::Problem& p, const core::Sequence& s,
+                                  const DenseRows& dense_rows, int64_t row_count, int64_t tile,
+                                  uint64_t* words) {
+  const core::DenseBits& dense = p.mask.dense;
+  const int64_t first = tile * core::kTile;
+  if (s.kv_offset + first >= dense.kv_extent) {
+    for (int64_t r = 0; r < row_count; ++r) words[r] = 0;
+    return 0;
+  }
+  const uint64_t existing = core::IntervalWord(0, core::LocalKeys(s) - first);
+  const int64_t at = tile * dense.word_stride;
+  uint64_t any = 0;
+  for (int64_t r = 0; r < row_count; ++r) {
+    words[r] = existing & dense_rows.existing[r] & dense_rows.row[r][at];
+    any |= words[r];
+  }
+  return any;
+}
+
 // words[r] = what row r sees of the tile, as core::VisibleWord. Returns the union of them.
 TANDEM_HD uint64_t FillWords(const core::Problem& p, const core::Sequence& s, const RowPairs& rows,
                              int64_t tile, uint64_t* words) {

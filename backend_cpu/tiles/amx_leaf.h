@@ -107,6 +107,18 @@ struct AmxLeaf {
     _mm512_storeu_si512(to, reinterpret_cast<const __m512i&>(halves));
   }
 
+  // 32 bf16 numbers: each vector is one permutation, whose even halves are zeros.
+  TANDEM_ISA_INLINE static void Load32Bf16(const uint16_t* from, V (&x)[2]) {
+    alignas(64) static constexpr uint16_t kPlaces[32] = {0, 0,  0, 1,  0, 2,  0, 3,  0, 4, 0,
+                                                         5, 0,  6, 0,  7, 0,  8, 0,  9, 0, 10,
+                                                         0, 11, 0, 12, 0, 13, 0, 14, 0, 15};
+    const __m512i low = _mm512_load_si512(kPlaces);
+    const __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
+    const __m512i halves = _mm512_loadu_si512(from);
+    x[0] = _mm512_castsi512_ps(_mm512_maskz_permutexvar_epi16(0xaaaaaaaau, low, halves));
+    x[1] = _mm512_castsi512_ps(_mm512_maskz_permutexvar_epi16(0xaaaaaaaau, high, halves));
+  }
+
   // Whether all of `count` elements, a multiple of 16, are in range.
   TANDEM_ISA_INLINE static bool AllInRange(const PartRange& range, const float* x, int64_t count) {
     const __m512i sign = _mm512_set1_epi32(0x7fffffff);
@@ -119,6 +131,18 @@ struct AmxLeaf {
                                               _mm512_sub_epi32(bits, lowest), size);
     }
     return outside == 0;
+  }
+
+  // Copies 32 bf16 numbers. Returns whether all are in range.
+  TANDEM_ISA_INLINE static bool Copy32Bf16(const PartRange& range, const uint16_t* from,
+                                           uint16_t* to) {
+    const Bf16Range halves = HalfRange(range);
+    const __m512i x = _mm512_loadu_si512(from);
+    _mm512_storeu_si512(to, x);
+    const __m512i bits = _mm512_and_si512(x, _mm512_set1_epi16(0x7fff));
+    const __m512i above = _mm512_sub_epi16(bits, _mm512_set1_epi16(halves.lowest));
+    return _mm512_mask_cmpge_epu16_mask(_mm512_test_epi16_mask(bits, bits), above,
+                                        _mm512_set1_epi16(halves.size)) == 0;
   }
 
   // to[2 n] = even[n] and to[2 n + 1] = odd[n] for 16 halves.

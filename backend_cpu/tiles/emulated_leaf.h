@@ -83,6 +83,10 @@ struct EmulatedLeaf {
     }
   }
 
+  TANDEM_ISA_INLINE static void Load32Bf16(const uint16_t* from, V (&x)[4]) {
+    for (int v = 0; v < 4; ++v) x[v] = LoadBf16(from + 8 * v, Arch{});
+  }
+
   TANDEM_ISA_INLINE static bool AllInRange(const PartRange& range, const float* x, int64_t count) {
     const __m256i sign = _mm256_set1_epi32(0x7fffffff);
     const __m256i last = _mm256_set1_epi32(static_cast<int>(range.end - 1));
@@ -95,6 +99,23 @@ struct EmulatedLeaf {
       const __m256i small =
           _mm256_and_si256(_mm256_cmpgt_epi32(lowest, bits), _mm256_cmpgt_epi32(bits, zero));
       outside = _mm256_or_si256(outside, _mm256_or_si256(small, _mm256_cmpgt_epi32(bits, last)));
+    }
+    return _mm256_testz_si256(outside, outside) != 0;
+  }
+
+  TANDEM_ISA_INLINE static bool Copy32Bf16(const PartRange& range, const uint16_t* from,
+                                           uint16_t* to) {
+    const Bf16Range halves = HalfRange(range);
+    __m256i outside = _mm256_setzero_si256();
+    for (int n = 0; n < 32; n += 16) {
+      const __m256i x = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + n));
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + n), x);
+      const __m256i bits = _mm256_and_si256(x, _mm256_set1_epi16(0x7fff));
+      const __m256i above = _mm256_sub_epi16(bits, _mm256_set1_epi16(halves.lowest));
+      const __m256i is_above =
+          _mm256_cmpeq_epi16(_mm256_max_epu16(above, _mm256_set1_epi16(halves.size)), above);
+      outside = _mm256_or_si256(
+          outside, _mm256_andnot_si256(_mm256_cmpeq_epi16(bits, _mm256_setzero_si256()), is_above));
     }
     return _mm256_testz_si256(outside, outside) != 0;
   }

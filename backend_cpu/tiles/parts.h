@@ -56,6 +56,16 @@ TANDEM_HD bool IsInRange(const PartRange& range, float x) {
   return magnitude < range.end && (magnitude == 0 || magnitude >= range.lowest);
 }
 
+// The same range for the bits of bf16 numbers: in are 0 and those with lowest <= bits < lowest +
+// size.
+struct Bf16Range {
+  int16_t lowest, size;
+};
+TANDEM_HD Bf16Range HalfRange(const PartRange& range) {
+  const uint32_t lowest = (range.lowest + 0xffffu) >> 16, end = (range.end + 0xffffu) >> 16;
+  return {static_cast<int16_t>(lowest), static_cast<int16_t>(end - lowest)};
+}
+
 // 32 numbers, in whole vectors.
 template <class Leaf>
 using Vectors32 = Vector<typename Leaf::Arch>[32 / kLanes<typename Leaf::Arch>];

@@ -13,6 +13,7 @@
 #define TANDEM_BACKEND_CPU_TILES_TILE_FORWARD_H_
 
 #include <cstring>
+#include <type_traits>
 
 #include "backend_cpu/flash/finish_row.h"
 #include "backend_cpu/output_rows.h"
@@ -136,30 +137,49 @@ TANDEM_ISA_INLINE bool NextUnit(ItemWalk* walk, Unit* unit) {
         tile < walk->full_end ? core::TileClass::kFull : ClassifyForRows(p, walk->s, rows, tile);
     if (tile_class == core::TileClass::kEmpty) continue;
     unit->is_masked = tile_class == core::TileClass::kPartial;
-    if (unit->is_masked && FillWords(p, walk->s, rows, tile, unit->words) == 0) continue;
+    if (unit->is_masked) {
+      const SubBlock& block = *unit->block;
+      const uint64_t any = block.has_dense_rows ? FillDenseWords(p, walk->s, block.dense_rows,
+                                                                 rows.count, tile, unit->words)
+                                                : FillWords(p, walk->s, rows, tile, unit->words);
+      if (any == 0) continue;
+    }
     unit->tile = {walk->first_tile.k + tile * shape.parts * shape.k_part,
                   walk->first_tile.v + tile * shape.parts * shape.v_part,
                   walk->first_tile.notes + tile};
     unit->first_key = tile * core::kTile;
-    if (!unit->is_masked && (walk->fills_words || unit->tile.notes->left_out != 0)) {
+    const bool has_left_out = unit->tile.notes->left_out != 0;
+    unit->adds_bias = unit->block->adds_bias && !unit->block->state->is_new && !has_left_out &&
+                      unit->first_key + core::kTile <= core::LocalKeys(walk->s);
+    if (!unit->is_masked && !unit->adds_bias && (walk->fills_words || has_left_out)) {
       for (int64_t r = 0; r < kSubRows; ++r) unit->words[r] = ~uint64_t{0};
     }
+    unit->is_first = unit->block->state->is_new;
+    unit->block->state->is_new = false;
     return true;
   }
 }
 
 // One step of the pipeline: the softmax of `unit`, between products of its neighbours.
 template <class Leaf, int kParts>
-TANDEM_ISA_INLINE void RunStep(const TileCall& call, ScoreFactor factor, int score_products,
-                               const Unit* next, const Unit& unit, const Unit* previous,
-                               bool is_masked, typename Leaf::Tiles* tiles) {
-  const auto step = [&](auto softmax) __attribute__((always_inline)) {
-    Step<Leaf, kParts>(call.shape, score_products, next, previous, tiles, softmax);
+TANDEM_ISA_INLINE void RunStep(const TileCall& call, const core::Sequence& s, ScoreFactor factor,
+                               int score_products, const Unit* next, const Unit& unit,
+                               const Unit* previous, bool is_masked, typename Leaf::Tiles* tiles) {
+  const auto step = [&](auto masked, auto adds_bias) __attribute__((always_inline)) {
+    Step<Leaf, kParts>(
+        call.shape, score_products, next, previous, tiles,
+        UnitSoftmax<Leaf, kParts, masked.value, adds_bias.value>(*call.problem, s, unit, factor));
   };
-  if (is_masked) {
-    step(UnitSoftmax<Leaf, kParts, true>(unit, factor));
+  if (unit.adds_bias) {
+    if (unit.is_masked) {
+      step(std::true_type(), std::true_type());
+    } else {
+      step(std::false_type(), std::true_type());
+    }
+  } else if (is_masked) {
+    step(std::true_type(), std::false_type());
   } else {
-    step(UnitSoftmax<Leaf, kParts, false>(unit, factor));
+    step(std::false_type(), std::false_type());
   }
 }
 
@@ -175,7 +195,10 @@ __attribute__((noinline)) void RunUnits(ItemWalk* walk, const ItemScratch& scrat
   Unit units[kUnits];
   const auto ready = [&](Unit* unit) {
     RedoScores(p, walk->s, *unit);
-    if (finishes_scores) FinishUnitScores<typename Leaf::Arch>(p, walk->s, unit);
+    if (finishes_scores && !unit->adds_bias) {
+      FinishUnitScores<typename Leaf::Arch>(p, walk->s, unit);
+    }
+    if (unit->is_first) FindReferences<Leaf>(*unit, factor, unit->is_masked && !finishes_scores);
   };
   int64_t count = 0;
   const auto take = [&](Unit* unit) {
@@ -194,7 +217,7 @@ __attribute__((noinline)) void RunUnits(ItemWalk* walk, const ItemScratch& scrat
     Unit* next = &units[count % kUnits];
     if (!take(next)) next = nullptr;
     // Finished scores are -inf where invisible.
-    RunStep<Leaf, kParts>(call, factor, score_products, next, *unit, previous,
+    RunStep<Leaf, kParts>(call, walk->s, factor, score_products, next, *unit, previous,
                           unit->is_masked && !finishes_scores, &tiles);
     if (unit->block->state->any_rescale) {
       RescaleRows<typename Leaf::Arch>(call.shape, *unit->block);
@@ -238,6 +261,7 @@ __attribute__((flatten, noinline)) void StartBlock(const core::Problem& p, const
   std::memset(block->o, 0, 4 * shape.column_pairs * 4 * kRegisterFloats);
   block->careful_rows = 0;
   block->state->any_rescale = false;
+  block->state->is_new = true;
   for (int64_t r = 0; r < kSubRows; ++r) {
     StartRow(block->state, r);
     const int64_t i = PairRow(p, block->rows, r);
@@ -268,6 +292,7 @@ void RunItem(TileCall* call, const WorkItem& item) {
   walk.first_tile =
       KeyTileAt(shape, call->layout, call->workspace, item.kv_head, FirstKeyTile(p, walk.s));
   walk.fills_words = NeedsFinishedScores(p) || p.dropout.enabled;
+  const bool adds_bias = AddsBias(p) && !p.dropout.enabled;
   walk.block_count = static_cast<int>(blocks);
   int64_t first_tile = INT64_MAX, last_tile = 0;
   for (int64_t b = 0; b < blocks; ++b) {
@@ -278,6 +303,14 @@ void RunItem(TileCall* call, const WorkItem& item) {
     block.o = scratch.o + b * shape.column_pairs * 4 * kRegisterFloats;
     block.state = scratch.state + b;
     StartBlock<Leaf, kParts>(p, walk.s, shape, scratch.row, &block);
+    block.has_dense_rows = IsAlignedDense(p.mask, walk.s);
+    if (block.has_dense_rows) block.dense_rows = FindDenseRows(p, walk.s, block.rows);
+    block.adds_bias = adds_bias && core::RowExists(walk.s, block.rows.i_end - 1);
+    for (int64_t r = 0; r < block.rows.count && block.adds_bias; ++r) {
+      block.bias[r] =
+          core::BiasOffset(p.bias, walk.s, PairHead(p, block.rows, r),
+                           walk.s.q_offset + PairRow(p, block.rows, r), walk.s.kv_offset);
+    }
     const core::Interval hull = HullForRows(p, walk.s, block.rows);
     walk.tiles[b] = {hull.begin / core::kTile,
                      core::CeilDiv<int64_t>(core::Max(hull.begin, hull.end), core::kTile)};

@@ -24,6 +24,14 @@ TANDEM_ISA_INLINE void LoadPaddedRow(const core::Array4& array, int64_t offset, 
   for (int64_t d = count; d < padded; ++d) row[d] = 0.0f;
 }
 
+// A row of bf16 that is as it should be in a tile; null where it has to be worked on.
+template <int kParts>
+TANDEM_HD const uint16_t* WholeBf16Row(const core::Array4& array, int64_t offset, int64_t count) {
+  const bool is_whole = kParts == 1 && array.dtype == core::DType::kBF16 &&
+                        array.column_stride == 1 && count % 32 == 0;
+  return is_whole ? static_cast<const uint16_t*>(array.data) + offset : nullptr;
+}
+
 // Keys [first, first + count), count in [1, 64]. Returns those that are out of range.
 template <class Leaf, int kParts>
 TANDEM_ISA_INLINE uint64_t PackKeys(const core::Problem& p, const core::Sequence& s,
@@ -34,7 +42,16 @@ TANDEM_ISA_INLINE uint64_t PackKeys(const core::Problem& p, const core::Sequence
   uint64_t outside = 0;
   for (int64_t j = 0; j < core::kTile; ++j) {
     if (j < count) {
-      LoadPaddedRow<Leaf>(p.k, core::KeyRowOffset(p, p.k, s, head, first + j), p.qk_dim, row);
+      const int64_t offset = core::KeyRowOffset(p, p.k, s, head, first + j);
+      if (const uint16_t* whole = WholeBf16Row<kParts>(p.k, offset, p.qk_dim)) {
+        bool is_outside = false;
+        for (int64_t d = 0; d < halves; d += 32) {
+          is_outside |= !Leaf::Copy32Bf16(range, whole + d, rows + j * halves + d);
+        }
+        outside |= uint64_t{is_outside} << j;
+        continue;
+      }
+      LoadPaddedRow<Leaf>(p.k, offset, p.qk_dim, row);
       outside |= uint64_t{!Leaf::AllInRange(range, row, halves)} << j;
     } else if (j == count) {
       for (int64_t d = 0; d < halves; ++d) row[d] = 0.0f;
@@ -80,7 +97,15 @@ TANDEM_ISA_INLINE uint64_t PackValues(const core::Problem& p, const core::Sequen
   for (int64_t j = 0; j < core::kTile; j += 2) {
     for (int64_t t = 0; t < 2; ++t) {
       if (j + t < count) {
-        LoadPaddedRow<Leaf>(p.v, core::KeyRowOffset(p, p.v, s, head, first + j + t), p.v_dim, row);
+        const int64_t offset = core::KeyRowOffset(p, p.v, s, head, first + j + t);
+        if (const uint16_t* whole = WholeBf16Row<kParts>(p.v, offset, p.v_dim)) {
+          bool is_inside = true;
+          for (int64_t c = 0; c < halves; c += 32) {
+            is_inside &= Leaf::Copy32Bf16(range, whole + c, rows + t * halves + c);
+          }
+          if (is_inside) continue;
+        }
+        LoadPaddedRow<Leaf>(p.v, offset, p.v_dim, row);
         outside |= uint64_t{!LeaveOut<Leaf>(range, halves, row)} << (j + t);
       } else {
         for (int64_t c = 0; c < halves; ++c) row[c] = 0.0f;
@@ -122,6 +147,14 @@ TANDEM_ISA_INLINE void PackTileParts(const core::Problem& p, const core::Sequenc
 template <class Leaf, int kParts>
 TANDEM_ISA_INLINE bool PackQueryRow(const core::Problem& p, const TileShape& shape, int64_t offset,
                                     int64_t r, float* row, uint16_t* q) {
+  if (const uint16_t* whole = WholeBf16Row<kParts>(p.q, offset, p.qk_dim)) {
+    bool is_inside = true;
+    for (int64_t step = 0; step < shape.depth_steps; ++step) {
+      is_inside &= Leaf::Copy32Bf16(OperandRange(p.dtype), whole + 32 * step,
+                                    q + (step * 2 + r / 16) * kRegisterHalves + r % 16 * 32);
+    }
+    return is_inside;
+  }
   LoadPaddedRow<Leaf>(p.q, offset, p.qk_dim, row);
   for (int64_t step = 0; step < shape.depth_steps; ++step) {
     StorePartsOf<Leaf, kParts>(row + 32 * step,

@@ -21,7 +21,10 @@ struct RowState {
   float offset[kSubRows];   // -factor * reference
   float rescale[kSubRows];  // of what O holds, where the reference moved
   bool any_rescale;
+  bool is_new;  // no unit was taken
 };
+
+static_assert(kSubRows <= DenseRows::kRows);
 
 struct SubBlock {
   RowPairs rows;
@@ -29,11 +32,17 @@ struct SubBlock {
   float* o;     // [pair of columns][2 groups of 16 columns][2 groups of 16 rows][256]
   RowState* state;
   uint32_t careful_rows;  // bit r: q has elements that the parts cannot stand for
+  bool has_dense_rows;    // the mask is aligned dense words
+  bool adds_bias;         // the softmax may add the bias: every row has one
+  DenseRows dense_rows;
+  int64_t bias[kSubRows];  // element of each row's first key
 };
 
 struct Unit {
   SubBlock* block;
   bool is_masked;     // some pair is invisible
+  bool is_first;      // of its block
+  bool adds_bias;     // to what the products are, in the softmax
   int64_t first_key;  // local
   KeyTile tile;
   uint64_t words[kSubRows];  // the visible pairs

@@ -38,19 +38,8 @@ TANDEM_HD void RedoScores(const core::Problem& p, const core::Sequence& s, const
 template <class Arch>
 __attribute__((noinline)) void FinishUnitScores(const core::Problem& p, const core::Sequence& s,
                                                 Unit* unit) {
-  using V = Vector<Arch>;
-  const RowPairs& rows = unit->block->rows;
-  alignas(64) float line[core::kTile];
-  for (int64_t r = 0; r < rows.count; ++r) {
-    const Row row = {PairRow(p, rows, r), PairHead(p, rows, r), 0.0f, 0.0f, 1.0f};
-    float* scores = unit->scores + ScoreRow(r);
-    for (int64_t c = 0; c < core::kTile; c += kLanes<Arch>) {
-      V::load_aligned(scores + c / 16 * kScoreGroupStride + c % 16).store_aligned(line + c);
-    }
-    unit->words[r] = FinishScores<Arch>(p, s, row, unit->first_key, unit->words[r], line);
-    for (int64_t c = 0; c < core::kTile; c += kLanes<Arch>) {
-      V::load_aligned(line + c).store_aligned(scores + c / 16 * kScoreGroupStride + c % 16);
-    }
+  for (int64_t r = 0; r < unit->block->rows.count; ++r) {
+    unit->words[r] = FinishUnitRow<Arch>(p, s, *unit, r, unit->words[r]);
   }
 }
 

@@ -209,18 +209,26 @@ void RunRound(Backward* call, const Round& round, const core::Context& context) 
     ParallelFor(context, round.count(), PlaneLoop<Multiplier>::Task, &loop);
     return;
   }
+  int64_t first_task[kMaxWorkers + 1];
   for (int64_t first = 0; first < round.count(); first += w.slots) {
     const int64_t planes = core::Min(w.slots, round.count() - first);
     const int64_t tiles = core::Max<int64_t>(core::Max(w.q_tiles, w.kv_tiles), 1);
     PartLoop<Multiplier> loop = {call, round, first, tiles, 0};
-    ParallelFor(context, planes * tiles, PartLoop<Multiplier>::Pack, &loop);
+    // A worker begins with the same part of the planes in every step: what it packed and summed is
+    // still in its cache.
+    const auto run = [&](int64_t tasks, void (*task)(void*, int64_t, int)) {
+      const int64_t task_workers = WorkerCount(context, tasks);
+      for (int64_t n = 0; n <= task_workers; ++n) first_task[n] = n * tasks / task_workers;
+      ParallelForNear(context, tasks, first_task, task, &loop);
+    };
+    run(planes * tiles, PartLoop<Multiplier>::Pack);
     loop.parts = core::CeilDiv(w.kv_tiles, kBlockTiles);
     const int64_t phases = core::Max(loop.parts, core::CeilDiv(w.q_tiles, kBlockTiles));
     for (; loop.phase < phases; ++loop.phase) {
-      ParallelFor(context, planes * loop.parts, PartLoop<Multiplier>::Visit, &loop);
+      run(planes * loop.parts, PartLoop<Multiplier>::Visit);
     }
     loop.parts = tiles;
-    ParallelFor(context, planes * tiles, PartLoop<Multiplier>::Write, &loop);
+    run(planes * tiles, PartLoop<Multiplier>::Write);
   }
 }
 

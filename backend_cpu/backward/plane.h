@@ -13,7 +13,7 @@ namespace tandem::cpu {
 // Tiles of a block of rows or keys. A task is a pair of blocks.
 inline constexpr int64_t kBlockTiles = 4;
 // Planes are in work together until there are about this many tasks at a time.
-inline constexpr int64_t kTasksAtATime = 64;
+inline constexpr int64_t kTasksAtATime = 128;
 
 // What a query row needs beside its vectors.
 struct RowData {

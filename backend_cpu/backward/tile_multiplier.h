@@ -89,8 +89,10 @@ class TileMultiplier {
     const core::Problem& p = *pair.plane->p;
     const PairOperands at = OperandsOf(pair);
     const Quads quads = QuadsOf(pair);
-    MultiplyRowsByKeys(quads, Halves(at.q), Halves(at.k), p.qk_dim, pair.scratch->p);
-    MultiplyRowsByKeys(quads, Halves(at.dout), Halves(at.v), p.v_dim, pair.scratch->ds);
+    float* sums = nullptr;
+    MultiplyRowsByKeys(quads, Halves(at.q), Halves(at.k), p.qk_dim, pair.scratch->p, &sums);
+    MultiplyRowsByKeys(quads, Halves(at.dout), Halves(at.v), p.v_dim, pair.scratch->ds, &sums);
+    if (sums != nullptr) StoreQuadRows<core::kTile>(sums, &tiles_);
   }
 
   // P and dS; the additions of this pair are only complete after the next, or Finish.
@@ -178,23 +180,42 @@ class TileMultiplier {
     return reinterpret_cast<const uint16_t*>(operand);
   }
 
+  // A register of the quad before goes to *sums as late as can be (tiles/mixer.h); where this one's
+  // belong is there in the end.
+  template <int kC, int kA, int kB>
+  TANDEM_ISA_INLINE void StartProduct(float* sums) {
+    if (sums != nullptr) {
+      tiles_.template Store<kC, core::kTile>(sums + kC % 2 * 16 * core::kTile + kC / 2 * 16);
+    }
+    tiles_.template Zero<kC>();
+    tiles_.template Multiply<kC, kA, kB>();
+  }
   TANDEM_ISA_INLINE void MultiplyRowsByKeys(const Quads& quads, const uint16_t* rows,
-                                            const uint16_t* keys, int64_t dim, float* products) {
+                                            const uint16_t* keys, int64_t dim, float* products,
+                                            float** sums) {
     const int64_t steps = core::CeilDiv<int64_t>(dim, 32);
     const int64_t part = FormHalves(steps);
     const int count = ScoreProducts(kParts, dim);
     for (int64_t r = quads.row_begin; r < quads.row_end; ++r) {
       for (int64_t k = quads.key_begin; k < quads.key_end; ++k) {
-        ZeroQuad(&tiles_);
+        bool is_first = true;
         for (int n = count - 1; n >= 0; --n) {
           const uint16_t* a = rows + kPartPairs[n].a * part + r * steps * kQuadHalves;
           const uint16_t* b = keys + kPartPairs[n].b * part + k * steps * kQuadHalves;
           for (int64_t step = 0; step < steps; ++step) {
             LoadOperands(a + step * kQuadHalves, b + step * kQuadHalves, &tiles_);
-            MultiplyQuad(&tiles_);
+            if (is_first) {
+              StartProduct<0, 4, 6>(*sums);
+              StartProduct<1, 5, 6>(*sums);
+              StartProduct<2, 4, 7>(*sums);
+              StartProduct<3, 5, 7>(*sums);
+              is_first = false;
+            } else {
+              MultiplyQuad(&tiles_);
+            }
           }
         }
-        StoreQuadRows<core::kTile>(products + r * 32 * core::kTile + k * 32, &tiles_);
+        *sums = products + r * 32 * core::kTile + k * 32;
       }
     }
   }
@@ -366,17 +387,21 @@ class TileMultiplier {
       for (int64_t column = 0; column < add.column_pairs; ++column) {
         for (int64_t pair = add.pair_begin; pair < add.pair_end; ++pair) {
           float* c = add.c + (column * 2 + pair) * 4 * kRegisterFloats;
-          LoadQuad(c, &tiles_);
+          bool is_first = true;
           for (int product = kFactorProducts - 1; product >= 0; --product) {
             const uint16_t* a = add.a + kPartPairs[product].a * add.a_part + column * add.a_column +
                                 pair * add.a_pair;
             const uint16_t* b = add.b + kPartPairs[product].b * add.b_part + column * add.b_column +
                                 pair * add.b_pair;
             for (int64_t step = 0; step < add.steps; ++step) {
-              mixer.Quad(a + step * kQuadHalves, b + step * kQuadHalves);
+              if (is_first) {
+                mixer.NextQuad(a, b, c);
+                is_first = false;
+              } else {
+                mixer.Quad(a + step * kQuadHalves, b + step * kQuadHalves);
+              }
             }
           }
-          StoreQuad(c, &tiles_);
         }
       }
     }

@@ -13,22 +13,6 @@ inline constexpr int64_t kRegisterFloats = 256;
 namespace {
 
 template <class Tiles>
-TANDEM_ISA_INLINE void ZeroQuad(Tiles* tiles) {
-  tiles->template Zero<0>();
-  tiles->template Zero<1>();
-  tiles->template Zero<2>();
-  tiles->template Zero<3>();
-}
-
-template <class Tiles>
-TANDEM_ISA_INLINE void LoadQuad(const float* c, Tiles* tiles) {
-  tiles->template Load<0>(c);
-  tiles->template Load<1>(c + kRegisterFloats);
-  tiles->template Load<2>(c + 2 * kRegisterFloats);
-  tiles->template Load<3>(c + 3 * kRegisterFloats);
-}
-
-template <class Tiles>
 TANDEM_ISA_INLINE void StoreQuad(float* c, Tiles* tiles) {
   tiles->template Store<0>(c);
   tiles->template Store<1>(c + kRegisterFloats);

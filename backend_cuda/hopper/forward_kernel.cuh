@@ -652,7 +652,8 @@ class Warpgroup : WarpgroupSteps<kHeadDim, kVariant> {
   __device__ __forceinline__ void TakeOutNonFinite(uint32_t step) {
     hopper::TakeOutNonFinite<kDType, kPolicy.warpgroups * kWarpgroupThreads, kPolicy.tile_bytes>(
         state_.non_finite_keys, keys_ + (kStages + step % kStages) * kPolicy.tile_bytes,
-        warpgroup_ * kWarpgroupThreads + threadIdx.x % kWarpgroupThreads);
+        warpgroup_ * kWarpgroupThreads + threadIdx.x % kWarpgroupThreads,
+        [&] { ArriveAndWait(Barrier(state_.values_known), meetings_++ & 1); });
   }
   __device__ __forceinline__ void MarkNonFinite(const Tile& tile) {
     hopper::MarkNonFinite<kDType>(problem_, *item_, tile, state_.non_finite_keys, bits_.row, lane_,
@@ -787,6 +788,7 @@ class Warpgroup : WarpgroupSteps<kHeadDim, kVariant> {
   Bits bits_;              // of the tile at work; not kept up where every tile is full (kPlain)
   uint32_t classic_rows_;  // bits r: no reference yet, or one that exp2 cannot take
   uint32_t finite_rows_ = 0;
+  uint32_t meetings_ = 0;  // phases of values_known
   bool has_tripped_;
   bool is_strict_;
   bool has_slow_rows_ = false;  // of this warp (kHasAddends)

@@ -42,6 +42,7 @@ __global__ void __launch_bounds__(ForwardPolicy(kHeadDim).threads, 1)
       InitBarrier(SharedAddress(&state.value_full[stage]), 1);
       InitBarrier(SharedAddress(&state.value_empty[stage]), kReaders);
     }
+    InitBarrier(SharedAddress(&state.values_known), kReaders * kWarpSize);
     if constexpr (MayHaveWords(kVariant)) state.InitWordBarriers();
     if constexpr (HasDenseRows(kVariant)) state.InitDenseBarriers();
     if constexpr (HasBias(kVariant)) state.InitBiasBarriers(kReaders);

@@ -9,13 +9,14 @@
 namespace tandem::cuda::hopper {
 
 // Takes them out of the tile at shared address `tile`, by kThreads threads of the block that all
-// come here; `keys` gets a bit for each key that had one.
-template <DType kDType, int kThreads, int kTileBytes>
+// come here, and meet(); `keys` gets a bit for each key that had one.
+template <DType kDType, int kThreads, int kTileBytes, typename Meet>
 static __device__ __forceinline__ void TakeOutNonFinite(uint32_t (&keys)[kBlockKeys / 32],
-                                                        uint32_t tile, int thread) {
-  SyncThreads(1, kThreads);
+                                                        uint32_t tile, int thread,
+                                                        const Meet& meet) {
+  meet();
   if (thread < kBlockKeys / 32) keys[thread] = 0;
-  SyncThreads(1, kThreads);
+  meet();
   for (int chunk = thread; chunk < kTileBytes / 16; chunk += kThreads) {
     uint4 x;
     const uint32_t address = tile + chunk * 16;
@@ -34,7 +35,7 @@ static __device__ __forceinline__ void TakeOutNonFinite(uint32_t (&keys)[kBlockK
     atomicOr(&keys[key / 32], 1u << (key % 32));
   }
   PublishSharedWrites();
-  SyncThreads(1, kThreads);
+  meet();
 }
 
 // NaN in the output [row, column] of a lane's two rows where they see one: bits[r] are those of row

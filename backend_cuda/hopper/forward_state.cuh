@@ -157,6 +157,9 @@ struct BlockState
   uint64_t key_empty[kPolicy.stages];
   uint64_t value_full[kPolicy.stages];
   uint64_t value_empty[kPolicy.stages];
+  // Where all threads with rows meet (kCareful). Not a barrier of threads: they come from two
+  // places of the code, which synccheck takes for divergence.
+  uint64_t values_known;
   Item items[kItems];
   Tile tiles[kPolicy.stages];
   uint32_t non_finite_keys[kBlockKeys / 32];  // of the V tile at work (kCareful)

@@ -57,6 +57,10 @@ __device__ __forceinline__ void Wait(uint32_t barrier, uint32_t parity) {
       "r"(parity)
       : "memory");
 }
+__device__ __forceinline__ void ArriveAndWait(uint32_t barrier, uint32_t parity) {
+  Arrive(barrier);
+  Wait(barrier, parity);
+}
 // A barrier of `threads` threads of the block; 0 is __syncthreads.
 __device__ __forceinline__ void SyncThreads(int barrier, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");

@@ -94,12 +94,15 @@ cudaError_t LaunchPortableProducts(const BackwardParams& params, cudaStream_t st
 }
 
 cudaError_t LaunchBackward(const Problem& problem, void* workspace,
-                           ProductsLauncher launch_products, cudaStream_t stream) {
+                           ProductsLauncher launch_products, bool reads_tensors,
+                           cudaStream_t stream) {
   BackwardParams params = {};
   params.problem = problem;
-  LayOutBackward(&params, static_cast<char*>(workspace));
+  char* const base = static_cast<char*>(workspace);
+  params.rest = base + LayOutBackward(&params, base);
   const DType math = GradientMath(problem);
   params.is_plain = HasOrdinaryScores(problem) && problem.bias.data == nullptr ? 1 : 0;
+  params.reads_tensors = params.is_plain != 0 && reads_tensors ? 1 : 0;
   params.unit = problem.scale * (math == DType::kF32 ? 1.0f : core::kLog2e);
   cudaError_t error = cudaSuccess;
   if (core::IsPacked(problem)) error = LaunchFillGradientGaps(problem, stream);

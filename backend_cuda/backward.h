@@ -16,9 +16,11 @@ int64_t BackwardWorkspaceSize(const core::Problem& problem);
 // Launches the kernels that multiply, on planes that are prepared.
 using ProductsLauncher = cudaError_t (*)(const BackwardParams& params, cudaStream_t stream);
 cudaError_t LaunchPortableProducts(const BackwardParams& params, cudaStream_t stream);
-// All gradients that the problem asks for.
+// All gradients that the problem asks for. reads_tensors: the launcher's kernels need planes only
+// of rows that are not finite or not there.
 cudaError_t LaunchBackward(const core::Problem& problem, void* workspace,
-                           ProductsLauncher launch_products, cudaStream_t stream);
+                           ProductsLauncher launch_products, bool reads_tensors,
+                           cudaStream_t stream);
 
 // Parts of it. kDType: GradientMath; kHeadDim: GradientHeadDim(max(Dqk, Dv)).
 

@@ -20,12 +20,18 @@ constexpr int GradientHeadDim(int64_t dim) { return dim <= 64 ? 64 : dim <= 128 
 // Planes of a sequence end at a multiple of this many rows, so that every tile is whole.
 inline constexpr int64_t kPlaneRows = 128;
 
+// What there is to know of 64 rows: that they are in the planes, as all are unless
+// BackwardParams::reads_tensors and none is empty or not finite; that dO or V has elements of 2^59
+// and more, whose products may overflow.
+enum TileNote : uint8_t { kInPlanes = 1, kHasLarge = 2 };
+
 // Rows of Q and dO, or of K and V. `rows`: per head, of all sequences where packed.
 struct GradientPlanes {
   uint16_t* first;        // of Q or K; a row has its parts one after the other (Planes of policy.h)
   uint16_t* second;       // of dO or V
   uint64_t* first_flags;  // per 64 rows of a sequence: rows whose products need another look
   uint64_t* second_flags;
+  uint8_t* notes;  // TileNote, per 64 rows of a sequence, as the flags
   int64_t rows;
   int64_t words;  // of flags, per sequence and head
 };
@@ -53,12 +59,13 @@ struct BackwardParams {
   uint64_t* non_finite;       // rows of dO with such elements, as queries.second_flags
   float* row_sums;            // of dS and of dS times ALiBi's distance, as rows of Q; null: unused
   float* key_sums;            // of dS, per query head and key; null: unused
+  char* rest;                 // of the workspace, for kernels that ask for more
   float unit;                 // plain: from a product to a score in the unit of the statistics
   int32_t is_plain;           // scores are nothing but products by the scale, an ordinary number
   int32_t has_slope;          // dS is taken with respect to the products, under a softcap
-  int32_t reserved;
-  int64_t blocks;         // of the longest sequence of a head
-  int64_t section_heads;  // heads whose blocks are served together
+  int32_t reads_tensors;      // only rows with kInPlanes are there
+  int64_t blocks;             // of the longest sequence of a head
+  int64_t section_heads;      // heads whose blocks are served together
 };
 
 // Index of the planes of local row 0 of a sequence, in rows.
@@ -125,6 +132,7 @@ inline int64_t LayOutBackward(BackwardParams* params, char* base) {
     take(&planes->second, all * row_bytes);
     take(&planes->first_flags, 8 * p.batch * heads * planes->words);
     take(&planes->second_flags, 8 * p.batch * heads * planes->words);
+    take(&planes->notes, p.batch * heads * planes->words);
     return all;
   };
   const int64_t rows = take_planes(&params->queries, p.q_heads, p.q_rows, p.q_total);

@@ -106,97 +106,115 @@ __global__ void __launch_bounds__(kThreads)
   const Array4& first = kIsQueries ? p.q : p.k;
   const Array4& second = kIsQueries ? p.dout : p.v;
   const int column = static_cast<int>(threadIdx.x) % kLanes * 8;
-  for (int n = static_cast<int>(threadIdx.x) / kLanes; is_needed && n < core::kTile;
-       n += kPassRows) {
-    const int64_t row = tile * core::kTile + n;
-    bool exists = row < rows;
-    float lse = core::NegativeInfinity();
-    int64_t first_offset = 0;
-    int64_t second_offset = 0;
-    if constexpr (kIsQueries) {
-      exists = exists && core::RowExists(s, row);
-      if (exists) {
-        lse = static_cast<const float*>(p.lse.data)[core::QueryOffset(p.lse, s, head, row)];
-      }
-      exists = exists && !core::GradientRowIsEmpty(lse);
-      first_offset = core::QueryOffset(first, s, head, row);
-      second_offset = core::QueryOffset(second, s, head, row);
-    } else {
-      exists = exists && row < core::LocalKeys(s);
-      first_offset = core::KeyOffset(first, s, head, row);
-      second_offset = core::KeyOffset(second, s, head, row);
-    }
-    float x[8] = {};
-    float y[8] = {};
-    float dot = 0.0f;
-    if (exists) {
-      LoadColumns(first, first_offset + column * first.column_stride, p.qk_dim - column, x);
-      LoadColumns(second, second_offset + column * second.column_stride, p.v_dim - column, y);
+  // A second time over where it turns out that the planes are needed.
+  bool writes_planes = params.reads_tensors == 0;
+  bool in_planes = true;
+  bool has_large = false;
+  for (bool is_done = false; !is_done;) {
+    bool is_large = false;
+    bool is_ordinary = true;  // of this thread's rows: they are there, and finite
+    for (int n = static_cast<int>(threadIdx.x) / kLanes; is_needed && n < core::kTile;
+         n += kPassRows) {
+      const int64_t row = tile * core::kTile + n;
+      bool exists = row < rows;
+      float lse = core::NegativeInfinity();
+      int64_t first_offset = 0;
+      int64_t second_offset = 0;
       if constexpr (kIsQueries) {
-        float out[8];
-        LoadColumns(p.out, core::QueryOffset(p.out, s, head, row) + column * p.out.column_stride,
-                    p.v_dim - column, out);
-#pragma unroll
-        for (int e = 0; e < 8; ++e) dot = fmaf(y[e], out[e], dot);
-      }
-    }
-    StoreColumns<kDType, kHeadDim>(x, planes.first + (plane_row + row) * kRowElements, column);
-    StoreColumns<kDType, kHeadDim>(y, planes.second + (plane_row + row) * kRowElements, column);
-    int found = 0;  // bit 0: in x, bit 1: in y, bit 2: not finite in y, bit 3: not finite in x
-#pragma unroll
-    for (int e = 0; e < 8; ++e) {
-      found |= static_cast<int>(IsFlagged<kDType>(x[e])) |
-               static_cast<int>(IsFlagged<kDType>(y[e])) << 1 |
-               static_cast<int>(!core::IsFinite(y[e])) << 2 |
-               static_cast<int>(!core::IsFinite(x[e])) << 3;
-    }
-    if constexpr (kIsQueries) {
-#pragma unroll
-      for (int lanes = 1; lanes < kLanes; lanes *= 2) {
-        dot += __shfl_xor_sync(~0u, dot, lanes);
-        found |= __shfl_xor_sync(~0u, found, lanes);
-      }
-      if (column == 0) {
-        constexpr float kUnit = kDType == DType::kF32 ? 1.0f : core::kLog2e;
-        RowStatistics statistics = {core::BitsToFloat(0x7f800000u), 0.0f};
+        exists = exists && core::RowExists(s, row);
         if (exists) {
-          const bool is_lost = kDType != DType::kF32 && (found & 8) != 0;
-          // The products of 16-bit rows that are not finite are NaN.
-          if (is_lost) lse = core::BitsToFloat(0x7fffffffu);
-          statistics.lse = params.is_plain != 0 ? lse * kUnit : lse;
-          statistics.offset = dot;
-          if (p.dlse.data != nullptr) {
-            statistics.offset -=
-                static_cast<const float*>(p.dlse.data)[core::QueryOffset(p.dlse, s, head, row)];
-          }
-          if (kDType != DType::kF32 && (found & 4) != 0) {
-            statistics.offset = core::BitsToFloat(0x7fffffffu);
-          }
-          // Too large for base 2: PatchPair.
-          if (core::IsFinite(lse) && !core::IsFinite(statistics.lse)) {
-            statistics.lse = 0.0f;
-            found |= 1;
-          }
+          lse = static_cast<const float*>(p.lse.data)[core::QueryOffset(p.lse, s, head, row)];
         }
-        if (params.intervals != nullptr) {
-          core::Interval keys = {0, 0};
-          if (row < rows && core::RowExists(s, row)) {
-            keys = core::VisibleKeys(p.mask, s, head, row);
-          }
-          params.intervals[plane_row + row] = {static_cast<int32_t>(keys.begin),
-                                               static_cast<int32_t>(keys.end)};
+        exists = exists && !core::GradientRowIsEmpty(lse);
+        first_offset = core::QueryOffset(first, s, head, row);
+        second_offset = core::QueryOffset(second, s, head, row);
+      } else {
+        exists = exists && row < core::LocalKeys(s);
+        first_offset = core::KeyOffset(first, s, head, row);
+        second_offset = core::KeyOffset(second, s, head, row);
+      }
+      float x[8] = {};
+      float y[8] = {};
+      float dot = 0.0f;
+      if (exists) {
+        LoadColumns(first, first_offset + column * first.column_stride, p.qk_dim - column, x);
+        LoadColumns(second, second_offset + column * second.column_stride, p.v_dim - column, y);
+        if constexpr (kIsQueries) {
+          float out[8];
+          LoadColumns(p.out, core::QueryOffset(p.out, s, head, row) + column * p.out.column_stride,
+                      p.v_dim - column, out);
+#pragma unroll
+          for (int e = 0; e < 8; ++e) dot = fmaf(y[e], out[e], dot);
         }
-        params.statistics[plane_row + row] = statistics;
-        params.lse[plane_row + row] = lse;
+      }
+      if (writes_planes) {
+        StoreColumns<kDType, kHeadDim>(x, planes.first + (plane_row + row) * kRowElements, column);
+        StoreColumns<kDType, kHeadDim>(y, planes.second + (plane_row + row) * kRowElements, column);
+      }
+      int found = 0;  // bit 0: in x, bit 1: in y, bit 2: not finite in y, bit 3: not finite in x
+#pragma unroll
+      for (int e = 0; e < 8; ++e) {
+        found |= static_cast<int>(IsFlagged<kDType>(x[e])) |
+                 static_cast<int>(IsFlagged<kDType>(y[e])) << 1 |
+                 static_cast<int>(!core::IsFinite(y[e])) << 2 |
+                 static_cast<int>(!core::IsFinite(x[e])) << 3;
+      }
+      is_ordinary = is_ordinary && exists && found == 0;
+#pragma unroll
+      for (int e = 0; e < 8; ++e) is_large = is_large || fabsf(y[e]) >= 0x1p59f;
+      if constexpr (kIsQueries) {
+#pragma unroll
+        for (int lanes = 1; lanes < kLanes; lanes *= 2) {
+          dot += __shfl_xor_sync(~0u, dot, lanes);
+          found |= __shfl_xor_sync(~0u, found, lanes);
+        }
+        if (column == 0) {
+          constexpr float kUnit = kDType == DType::kF32 ? 1.0f : core::kLog2e;
+          RowStatistics statistics = {core::BitsToFloat(0x7f800000u), 0.0f};
+          if (exists) {
+            const bool is_lost = kDType != DType::kF32 && (found & 8) != 0;
+            // The products of 16-bit rows that are not finite are NaN.
+            if (is_lost) lse = core::BitsToFloat(0x7fffffffu);
+            statistics.lse = params.is_plain != 0 ? lse * kUnit : lse;
+            statistics.offset = dot;
+            if (p.dlse.data != nullptr) {
+              statistics.offset -=
+                  static_cast<const float*>(p.dlse.data)[core::QueryOffset(p.dlse, s, head, row)];
+            }
+            if (kDType != DType::kF32 && (found & 4) != 0) {
+              statistics.offset = core::BitsToFloat(0x7fffffffu);
+            }
+            // Too large for base 2: PatchPair.
+            if (core::IsFinite(lse) && !core::IsFinite(statistics.lse)) {
+              statistics.lse = 0.0f;
+              found |= 1;
+            }
+          }
+          if (params.intervals != nullptr) {
+            core::Interval keys = {0, 0};
+            if (row < rows && core::RowExists(s, row)) {
+              keys = core::VisibleKeys(p.mask, s, head, row);
+            }
+            params.intervals[plane_row + row] = {static_cast<int32_t>(keys.begin),
+                                                 static_cast<int32_t>(keys.end)};
+          }
+          params.statistics[plane_row + row] = statistics;
+          params.lse[plane_row + row] = lse;
+        }
+      }
+#pragma unroll
+      for (int bit = 0; bit < 3; ++bit) {
+        if ((found >> bit & 1) != 0) atomicOr(&flags[bit], 1ull << n);
       }
     }
-#pragma unroll
-    for (int bit = 0; bit < 3; ++bit) {
-      if ((found >> bit & 1) != 0) atomicOr(&flags[bit], 1ull << n);
-    }
+    in_planes = __syncthreads_and(is_ordinary) == 0;
+    has_large = __syncthreads_or(is_large) != 0;
+    is_done = writes_planes || !in_planes;
+    writes_planes = true;
   }
-  __syncthreads();
   if (threadIdx.x != 0) return;
+  planes.notes[word] = static_cast<uint8_t>(
+      (params.reads_tensors == 0 || in_planes ? kInPlanes : 0) | (has_large ? kHasLarge : 0));
   planes.first_flags[word] = flags[0];
   planes.second_flags[word] = flags[1];
   if constexpr (kIsQueries) params.non_finite[word] = flags[2];

@@ -12,6 +12,7 @@
 #include "backend_cuda/backward.h"
 #include "backend_cuda/hopper/backward_launch.h"
 #include "backend_cuda/hopper/f32_launch.h"
+#include "backend_cuda/hopper/fused_backward_launch.h"
 #include "backend_cuda/hopper/launch.h"
 #include "backend_cuda/launch.h"
 #include "backend_cuda/policy.h"
@@ -242,7 +243,7 @@ bool DeclineGradients(const Problem& problem, Text* reason) {
 
 tandem_status RunBackward(const Problem& problem, void* workspace, const Context& context) {
   return OnDevice(context, "launching the backward pass", [&](cudaStream_t stream) {
-    return LaunchBackward(problem, workspace, LaunchPortableProducts, stream);
+    return LaunchBackward(problem, workspace, LaunchPortableProducts, false, stream);
   });
 }
 
@@ -305,7 +306,24 @@ bool DeclineHopperGradients(const Problem& problem, Text* reason) {
 
 tandem_status RunHopperBackward(const Problem& problem, void* workspace, const Context& context) {
   return OnDevice(context, "launching the backward pass", [&](cudaStream_t stream) {
-    return LaunchBackward(problem, workspace, hopper::LaunchGradientProducts, stream);
+    return LaunchBackward(problem, workspace, hopper::LaunchGradientProducts, false, stream);
+  });
+}
+
+template <DType kDType>
+bool DeclineFusedGradients(const Problem& problem, Text* reason) {
+  return DeclineBackward(kDType, problem, reason) ||
+         hopper::DeclinesFusedGradients(problem, reason);
+}
+
+int64_t FusedWorkspaceSize(const Problem& problem) {
+  return BackwardWorkspaceSize(problem) + hopper::FusedSumBytes(problem);
+}
+
+tandem_status RunFusedBackward(const Problem& problem, void* workspace, const Context& context) {
+  return OnDevice(context, "launching the backward pass", [&](cudaStream_t stream) {
+    return LaunchBackward(problem, workspace, hopper::LaunchFusedProducts,
+                          hopper::ReadsTensors(problem), stream);
   });
 }
 
@@ -359,6 +377,10 @@ constexpr core::KernelRecord kKernels[] = {
      WorkspaceSize, RunForward<DType::kF16>},
     {"efficient_cuda.sm80.f32", kFeatureSm80, kRequirement, DeclineForward<DType::kF32>,
      WorkspaceSize, RunForward<DType::kF32>},
+    {"efficient_cuda_backward.sm90_fused.bf16", kFeatureSm90, kHopperRequirement,
+     DeclineFusedGradients<DType::kBF16>, FusedWorkspaceSize, RunFusedBackward},
+    {"efficient_cuda_backward.sm90_fused.f16", kFeatureSm90, kHopperRequirement,
+     DeclineFusedGradients<DType::kF16>, FusedWorkspaceSize, RunFusedBackward},
     {"efficient_cuda_backward.sm90.bf16", kFeatureSm90, kHopperRequirement,
      DeclineHopperGradients<DType::kBF16>, BackwardWorkspaceSize, RunHopperBackward},
     {"efficient_cuda_backward.sm90.f16", kFeatureSm90, kHopperRequirement,

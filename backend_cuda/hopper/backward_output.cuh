@@ -2,6 +2,7 @@
 #ifndef TANDEM_BACKEND_CUDA_HOPPER_BACKWARD_OUTPUT_CUH_
 #define TANDEM_BACKEND_CUDA_HOPPER_BACKWARD_OUTPUT_CUH_
 
+#include "backend_cuda/policy.h"
 #include "backend_cuda/tensor_core.cuh"
 #include "core/problem.h"
 

@@ -140,6 +140,11 @@ bool DeclinesBias(const Problem& p, core::Text* reason) {
   return !HasStrides(p.bias) && DeclinesStrides(p.bias, "the bias", reason);
 }
 
+bool MakeTensorMap(const Problem& p, const Array4& array, int64_t dim, int64_t heads, int64_t rows,
+                   int box_rows, CUtensorMap* map) {
+  return HasStrides(array) && MakeMap(p, array, dim, heads, rows, box_rows, map);
+}
+
 bool Declines(const Problem& p, core::Text* reason) {
   if (!HasStrides(p.q)) return DeclinesStrides(p.q, "q", reason);
   if (!HasStrides(p.k)) return DeclinesStrides(p.k, "k", reason);

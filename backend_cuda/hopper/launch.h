@@ -36,6 +36,11 @@ bool MakeStreamMaps(const core::Problem& problem, int box_rows, CUtensorMap* key
 bool MakePlaneMap(void* data, core::DType dtype, int64_t rows, int columns, int box_rows,
                   CUtensorMap* map);
 
+// A map of q, k, v or a tensor of their shape, in boxes of `box_rows` rows and 64 columns; false
+// where its address or strides allow none.
+bool MakeTensorMap(const core::Problem& problem, const core::Array4& array, int64_t dim,
+                   int64_t heads, int64_t rows, int box_rows, CUtensorMap* map);
+
 // Fills the queue, where there is one: to be launched before the kernels, which wait for it.
 cudaError_t LaunchFillQueue(const Params& params, cudaStream_t stream);
 

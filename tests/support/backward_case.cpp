@@ -130,6 +130,10 @@ bool MustAcceptBackward(const Kernel& kernel, const CaseSpec& spec) {
                      (kernel.name.ends_with(".f16") && spec.dtype == TANDEM_DTYPE_F16) ||
                      (kernel.name.ends_with(".bf16") && spec.dtype == TANDEM_DTYPE_BF16);
   if (!dtype) return false;
+  if (kernel.name.starts_with("efficient_cuda_backward.sm90_fused.")) {
+    return MustAcceptBackwardOnHopper(spec) && !spec.out_f32 &&
+           spec.bias.dtype == TANDEM_DTYPE_UNSET;
+  }
   if (kernel.name.starts_with("efficient_cuda_backward.sm90.")) {
     return MustAcceptBackwardOnHopper(spec);
   }

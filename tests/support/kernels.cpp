@@ -98,6 +98,8 @@ std::vector<Kernel> ForwardKernels() {
   return kernels;
 }
 
+bool IsOrdered(const Kernel& kernel) { return kernel.name.find("_fused.") == std::string::npos; }
+
 std::string TestName(const std::string& text) {
   std::string name = text;
   for (char& c : name) {

@@ -28,6 +28,10 @@ std::vector<Kernel> AvailableKernels();
 // Those of them that compute the forward pass; tests/kernels/backward.h has the others.
 std::vector<Kernel> ForwardKernels();
 
+// Whether all results are the same bits on every run, on request at least. The fused gradients of
+// Hopper add dQ up in the order in which blocks come, and decline gradients.deterministic.
+bool IsOrdered(const Kernel& kernel);
+
 // "flash_cpu.avx2" -> "flash_cpu_avx2": what a test's name may hold.
 std::string TestName(const std::string& text);
 // Names the tests of a suite whose parameters are a kernel and a case.

@@ -1,0 +1,4 @@
+#include "backend_cuda/hopper/fused_backward_launch.cuh"
+
+template cudaError_t tandem::cuda::hopper::LaunchFusedGradients<tandem::core::DType::kBF16, 64>(
+    tandem::cuda::hopper::FusedGradientParams, cudaStream_t);

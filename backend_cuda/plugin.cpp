@@ -261,12 +261,12 @@ int64_t HopperWorkspaceSize(const Problem& problem) {
   return WorkspaceSize(problem) + (MayBeLong(problem) ? hopper::WorkspaceBytes(problem) : 0);
 }
 
-template <DType kDType, int kHeadDim>
+// kHeadDim: of the kernels of short sequences; kBucket: of those of others.
+template <DType kDType, int kHeadDim, int kBucket = hopper::ForwardBucket(kHeadDim)>
 cudaError_t LaunchHopper(const ForwardParams& shorts, const hopper::Params& params,
                          cudaStream_t stream) {
   const cudaError_t error = LaunchShort<kDType, kHeadDim>(shorts, stream);
   if (error != cudaSuccess || !MayBeLong(shorts.problem)) return error;
-  constexpr int kBucket = hopper::HeadDimBucket(kHeadDim);
   if (shorts.problem.bias.data != nullptr) {
     return hopper::LaunchBias<kDType, kBucket>(params, stream);
   }
@@ -288,13 +288,18 @@ tandem_status RunHopper(const Problem& problem, void* workspace, const Context& 
     return RunForward<kDType>(problem, workspace, context);
   }
   return OnDevice(context, "launching the forward pass", [&](cudaStream_t stream) {
-    switch (HeadDimBucket(core::Max(problem.qk_dim, problem.v_dim))) {
+    const int64_t dim = core::Max(problem.qk_dim, problem.v_dim);
+    switch (HeadDimBucket(dim)) {
       case 32:
         return LaunchHopper<kDType, 32>(shorts, params, stream);
       case 64:
         return LaunchHopper<kDType, 64>(shorts, params, stream);
-      default:
+      case 128:
         return LaunchHopper<kDType, 128>(shorts, params, stream);
+      default:
+        return hopper::ForwardBucket(dim) == 192
+                   ? LaunchHopper<kDType, 256, 192>(shorts, params, stream)
+                   : LaunchHopper<kDType, 256>(shorts, params, stream);
     }
   });
 }

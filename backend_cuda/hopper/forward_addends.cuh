@@ -51,21 +51,23 @@ class BiasRows {
   };
 
   __device__ __forceinline__ void BeginItem(const Problem&, const Item&) {}
-  __device__ __forceinline__ void BeginTile(const Tile&) {}
+  __device__ __forceinline__ void BeginTile(int) {}
 
-  // Until half of the bias of tile `step` (counted over row blocks) is there.
-  __device__ __forceinline__ void WaitFor(uint32_t step, int half) const {
-    const uint32_t n = 2 * step + half;
+  // Until a part of the bias of tile `step` (counted over row blocks), kBiasKeys columns, is there.
+  __device__ __forceinline__ void WaitFor(uint32_t step, int part) const {
+    const uint32_t n = kParts * step + part;
     Wait(Barrier(state_.bias_full[n % kStages]), n / kStages & 1);
   }
-  // By one lane, when its warp has read both halves.
+  // By one lane, when its warp has read all parts.
   __device__ __forceinline__ void Release(uint32_t step) const {
-    Arrive(Barrier(state_.bias_empty[2 * step % kStages]));
-    Arrive(Barrier(state_.bias_empty[(2 * step + 1) % kStages]));
+#pragma unroll
+    for (int part = 0; part < kParts; ++part) {
+      Arrive(Barrier(state_.bias_empty[(kParts * step + part) % kStages]));
+    }
   }
   // Those of keys 16 n to 16 n + 15 of the tile.
   __device__ __forceinline__ void Load(uint32_t step, int n, Pairs& pairs) const {
-    const uint32_t stage = (2 * step + n / 4) % kStages;
+    const uint32_t stage = (kParts * step + n / 4) % kStages;
     LoadMatrices(pairs.word, (address_ + stage * kBytes) ^ n % 4 << 5);
   }
   __device__ __forceinline__ float Value(const Pairs& pairs, int pair, int e) const {
@@ -80,10 +82,10 @@ class BiasRows {
   // Clears the bits of pairs that a bias of -inf hides.
   __device__ __forceinline__ void Hide(uint32_t step, uint32_t (&bits)[2]) const {
     constexpr uint32_t kHidden = kDType == DType::kF16 ? 0xfc00u : 0xff80u;
-    WaitFor(step, 0);
-    WaitFor(step, 1);
 #pragma unroll
-    for (int n = 0; n < kBlockKeys / 16; ++n) {
+    for (int part = 0; part < kParts; ++part) WaitFor(step, part);
+#pragma unroll
+    for (int n = 0; n < kParts * kBiasKeys / 16; ++n) {
       Pairs pairs;
       Load(step, n, pairs);
 #pragma unroll
@@ -98,7 +100,7 @@ class BiasRows {
  private:
   static constexpr int kStages = State::kPolicy.bias_stages;
   static constexpr uint32_t kBytes = State::kPolicy.bias_bytes;
-  static_assert(kBlockKeys == 2 * kBiasKeys, "a tile has two halves");
+  static constexpr int kParts = State::kPolicy.bias_parts;
 
   State& state_;
   uint32_t address_;  // of this lane's row of the fragments, in stage 0
@@ -122,8 +124,8 @@ class AlibiRows {
     position_ = static_cast<int>(row + core::DiagonalOffset(problem.alibi_alignment, s) -
                                  s.kv_offset - 2 * static_cast<int>(threadIdx.x & 3));
   }
-  __device__ __forceinline__ void BeginTile(const Tile& tile) {
-    distance_ = static_cast<float>(position_ - tile.FirstKey());
+  __device__ __forceinline__ void BeginTile(int first_key) {
+    distance_ = static_cast<float>(position_ - first_key);
   }
   __device__ __forceinline__ void WaitFor(uint32_t, int) const {}
   __device__ __forceinline__ void Hide(uint32_t, uint32_t (&)[2]) const {}
@@ -154,18 +156,21 @@ class AlibiRows {
 
 // Exponentials of a lane's products of a tile (counted over row blocks), in their place, and the
 // sums of both rows. first: of the first 16 keys. kIsSlow: some origins are extreme.
-template <bool kIsPartial, bool kIsSlow, typename Addends>
-__device__ __forceinline__ void AddendExponentials(
-    const Addends& addends, const typename Addends::Pairs& first, uint32_t step,
-    const ScoreScale& scale, const Origin (&origins)[2], const uint32_t (&bits)[2],
-    float (&scores)[kBlockKeys / 2], float (&row_sums)[2]) {
+template <bool kIsPartial, bool kIsSlow, int kScores, typename Addends>
+__device__ __forceinline__ void AddendExponentials(const Addends& addends,
+                                                   const typename Addends::Pairs& first,
+                                                   uint32_t step, const ScoreScale& scale,
+                                                   const Origin (&origins)[2],
+                                                   const uint32_t (&bits)[2],
+                                                   float (&scores)[kScores], float (&row_sums)[2]) {
+  constexpr int kSteps = kScores / 8;  // of 16 keys
   float sums[2][2] = {};
   typename Addends::Pairs pairs = first;
 #pragma unroll
-  for (int n = 0; n < kBlockKeys / 16; ++n) {
+  for (int n = 0; n < kSteps; ++n) {
     typename Addends::Pairs next;
-    if (n + 1 < kBlockKeys / 16) {
-      if (n == 3) addends.WaitFor(step, 1);
+    if (n + 1 < kSteps) {
+      if ((n + 1) % 4 == 0) addends.WaitFor(step, (n + 1) / 4);
       addends.Load(step, n + 1, next);
     }
 #pragma unroll

@@ -15,29 +15,34 @@ struct Halves {
 };
 
 // From the rows that DenseWarp copied. rows: from the lane's first on.
-static __device__ __forceinline__ void ReadDense(const DenseRow* rows, int lane, Halves& halves) {
+template <int kBlockKeys>
+static __device__ __forceinline__ void ReadDense(const DenseRow<kBlockKeys>* rows, int lane,
+                                                 Halves& halves) {
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     const auto* const bits = reinterpret_cast<const uint16_t*>(rows + 8 * r) + (lane & 3);
     halves.low[r] = bits[0];
-    halves.high[r] = bits[4];
+    halves.high[r] = kBlockKeys > 64 ? bits[4] : 0;
   }
 }
 
 // From where they are. views: from the lane's first row on.
+template <int kBlockKeys>
 static __device__ __forceinline__ void LoadDense(const core::DenseBits& dense, const Item& item,
-                                                 const RowView* views, const Tile& tile, int lane,
+                                                 const RowView* views,
+                                                 const KeysInStage<kBlockKeys>& tile, int lane,
                                                  Halves& halves) {
   // In units of the 16 bits that a lane reads of a word.
   const int stride = static_cast<int>(dense.word_stride) * 4;
   const int first = tile.Index() * (kBlockKeys / 64) * stride;
-  const bool has_second = item.sequence.kv_offset + tile.FirstKey() + 64 < dense.kv_extent;
+  const bool has_second =
+      kBlockKeys > 64 && item.sequence.kv_offset + tile.FirstKey() + 64 < dense.kv_extent;
   const int second = first + (has_second ? stride : 0);
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     const auto* const words = reinterpret_cast<const uint16_t*>(views[8 * r].words) + (lane & 3);
     halves.low[r] = __ldg(words + first);
-    halves.high[r] = __ldg(words + second);
+    halves.high[r] = kBlockKeys > 64 ? __ldg(words + second) : 0;
   }
 }
 
@@ -66,24 +71,28 @@ class DenseWarp : LoadingWarp<kHeadDim, kVariant> {
   }
 
  private:
+  using Base = LoadingWarp<kHeadDim, kVariant>;
+  using Base::kBlockKeys;
+  using typename Base::Tile;
+
   __device__ __forceinline__ void Copy(const Item& item, const RowView* views, const Tile& tile,
                                        int stage) const {
     const core::DenseBits& dense = problem_.mask.dense;
     const int64_t first = int64_t{tile.Index()} * (kBlockKeys / 64) * dense.word_stride;
     // Keys beyond the mask are none of the sequence's: any bits do.
-    const bool has_second = item.sequence.kv_offset + tile.FirstKey() + 64 < dense.kv_extent;
-    const int64_t second = has_second ? dense.word_stride : 0;
+    [[maybe_unused]] const bool has_second =
+        item.sequence.kv_offset + tile.FirstKey() + 64 < dense.kv_extent;
+    [[maybe_unused]] const int64_t second = has_second ? dense.word_stride : 0;
 #pragma unroll
     for (int n = 0; n < kPolicy.block_rows / kWarpSize; ++n) {
       const int row = kWarpSize * n + lane_;
       const uint64_t* const words = views[row].words + first;
       const uint32_t target = SharedAddress(&state_.dense[stage][row]);
       CopyWord(target, words);
-      CopyWord(target + 8, words + second);
+      if constexpr (kBlockKeys > 64) CopyWord(target + 8, words + second);
     }
   }
 
-  using Base = LoadingWarp<kHeadDim, kVariant>;
   using Base::kPolicy;
   using Base::lane_;
   using Base::problem_;

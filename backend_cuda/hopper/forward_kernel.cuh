@@ -62,6 +62,7 @@ class Warpgroup : WarpgroupSteps<kHeadDim, kVariant> {
       Reset();
       const bool has_work = HasWork(*item_);
       if (has_work) VisitTiles();
+      if (!has_work || !kHasOverlap) ReleaseQuery();
       if constexpr (kHasOverlap) {
         next = Fetch(n);
         StartFirstScores(*next);
@@ -88,8 +89,14 @@ class Warpgroup : WarpgroupSteps<kHeadDim, kVariant> {
       Base::SkipTiles, Base::state_, Base::steps_, Base::TakeTurn, Base::TileOf, Base::UniformStage,
       Base::WaitForKeys, Base::WaitForNext, Base::WaitForValues, Base::warpgroup_;
   using typename Base::Place;
+  using typename Base::Tile;
 
   static constexpr bool kHasStagedOutput = State::kHasStagedOutput;
+  // Q's only place is given back before the last product with V.
+  static constexpr bool kReleasesEarly =
+      kPolicy.query_stages == 1 && !kPolicy.has_query_in_registers;
+  // There are no registers for all rounded output beside that which it is made from.
+  static constexpr bool kRoundsAgain = kHeadDim > 128;
   static constexpr bool kHasAddends = HasBias(kVariant) || HasAlibi(kVariant);
   // Rows without a reference that exp2 can take have an offset of -inf, with which all that they
   // see becomes infinite: that takes no more than the look at the sums.
@@ -97,9 +104,10 @@ class Warpgroup : WarpgroupSteps<kHeadDim, kVariant> {
   // Sums of a lane's exponentials beyond which a row gets a new reference; in f16 each exponential
   // must stay below 65504.
   static constexpr float kBound = kDType == DType::kF16 ? 32768.0f : 1.152921504606847e18f;
+  static constexpr int kBlockKeys = kPolicy.block_keys;
   static constexpr int kScoreTiles = kBlockKeys / 8;
   static constexpr int kOutputTiles = kHeadDim / 8;
-  static constexpr uint32_t kAllBits = ~uint32_t{0};
+  static constexpr uint32_t kAllBits = ~uint32_t{0} >> (32 - 2 * kScoreTiles);
   // What this lane's rows see of a tile.
   struct Bits {
     uint32_t row[2];
@@ -110,7 +118,7 @@ class Warpgroup : WarpgroupSteps<kHeadDim, kVariant> {
   // The n-th item, with its Q at hand.
   __device__ __forceinline__ const Item* Fetch(uint32_t n) {
     const int stage = n % kPolicy.query_stages;
-    if (!kHasStagedOutput && !kPolicy.has_query_in_registers && n != 0) {
+    if (!kHasStagedOutput && !kPolicy.has_query_in_registers && !kReleasesEarly && n != 0) {
       Release(state_.query_empty[(n - 1) % kPolicy.query_stages]);
     }
     Wait(Barrier(state_.query_full[stage]), n / kPolicy.query_stages & 1);
@@ -119,10 +127,17 @@ class Warpgroup : WarpgroupSteps<kHeadDim, kVariant> {
     if constexpr (kPolicy.has_query_in_registers) {
       const Place place = PlaceOf();
 #pragma unroll
-      for (int step = 0; step < kHeadDim / 16; ++step) LoadQuery(place, step);
+      for (int step = 0; step < kHeadDim / 16; ++step) {
+        LoadQuery(place, step, query_fragments_[step]);
+      }
       if constexpr (!kHasStagedOutput) Release(state_.query_empty[stage]);
     }
     return &state_.items[n % kItems];
+  }
+
+  // This warp has multiplied what it will by the item's Q.
+  __device__ __forceinline__ void ReleaseQuery() {
+    if constexpr (kReleasesEarly) Release(state_.query_empty[0]);
   }
 
   // Where there is no work, the product is of whatever there is, and nobody reads it.
@@ -178,11 +193,12 @@ class Warpgroup : WarpgroupSteps<kHeadDim, kVariant> {
   }
 
   // Sixteen columns of Q.
-  __device__ __forceinline__ void LoadQuery(const Place& place, int step) {
+  __device__ __forceinline__ void LoadQuery(const Place& place, int step,
+                                            uint32_t (&columns)[4]) const {
     const int row = place.row - place.lane / 4 + (place.lane & 15);
     const int chunk = step % 4 * 2 + (place.lane >> 4);
-    LoadMatrices(query_fragments_[step], query_stage_ + step / 4 * (kPolicy.block_rows * 128) +
-                                             row * 128 + ((chunk ^ (row & 7)) << 4));
+    LoadMatrices(columns, query_stage_ + step / 4 * (kPolicy.block_rows * 128) + row * 128 +
+                              ((chunk ^ (row & 7)) << 4));
   }
 
   // Ends with the last product with V under way (kHasOverlap), or done and released.
@@ -216,6 +232,7 @@ class Warpgroup : WarpgroupSteps<kHeadDim, kVariant> {
         ReleaseLastValues();
         FinishSoftmax();
       }
+      ReleaseQuery();
       WaitForValues(steps_);
       Pin(output_);
       FenceProducts();
@@ -325,8 +342,9 @@ class Warpgroup : WarpgroupSteps<kHeadDim, kVariant> {
   __device__ __forceinline__ uint32_t BitsBefore(int end, int first_key) const {
     const int columns = end - first_key - 2 * (lane_ & 3);
     const int bits = (columns >> 3) * 2 + core::Min(columns & 7, 2);
-    // All where there are 32 or more, none where there are 0 or fewer.
-    return __funnelshift_rc(kAllBits, 0u, 32u - static_cast<uint32_t>(core::Clamp(bits, 0, 32)));
+    // All where there are as many or more, none where there are 0 or fewer.
+    constexpr int kBits = 2 * kScoreTiles;
+    return __funnelshift_rc(~0u, 0u, 32u - static_cast<uint32_t>(core::Clamp(bits, 0, kBits)));
   }
 
   // ---- softmax ----
@@ -402,7 +420,7 @@ class Warpgroup : WarpgroupSteps<kHeadDim, kVariant> {
   // What is added to the first scores of a tile, while they are under way.
   __device__ __forceinline__ void BeginAddends(const Tile& tile) {
     if constexpr (kHasAddends) {
-      addends_.BeginTile(tile);
+      addends_.BeginTile(tile.FirstKey());
       addends_.WaitFor(steps_, 0);
       addends_.Load(steps_, 0, first_addends_);
     }
@@ -439,7 +457,7 @@ class Warpgroup : WarpgroupSteps<kHeadDim, kVariant> {
       FinishBits(tile);
     }
     if constexpr (kHasAddends) {
-      addends_.BeginTile(tile);
+      addends_.BeginTile(tile.FirstKey());
       addends_.Hide(steps_, bits_.row);
 #pragma unroll
       for (int n = 0; n < kBlockKeys / 16; ++n) {
@@ -510,6 +528,7 @@ class Warpgroup : WarpgroupSteps<kHeadDim, kVariant> {
       if (!is_again[r]) sum_[r] += parts_[r];
       value[r] = core::NegativeInfinity();
     }
+#pragma unroll 1
     for (int step = 0; step < kBlockKeys / 16; ++step) {
       float scores[2][4];
       MultiplyAgain(step, scores);
@@ -559,14 +578,23 @@ class Warpgroup : WarpgroupSteps<kHeadDim, kVariant> {
     const int key = 16 * step + (lane_ & 7) + (lane_ >> 4) * 8;
 #pragma unroll
     for (int i = 0; i < 8; ++i) scores[i / 4][i % 4] = 0.0f;
-#pragma unroll
-    for (int k = 0; k < kHeadDim / 16; ++k) {
+    const auto multiply = [&](int k, const uint32_t(&a)[4]) {
       const int chunk = k % 4 * 2 + (lane_ >> 3 & 1);
-      if constexpr (!kPolicy.has_query_in_registers) LoadQuery(place, k);
       uint32_t b[4];
       LoadMatrices(b, tile + k / 4 * (kBlockKeys * 128) + key * 128 + ((chunk ^ (key & 7)) << 4));
-      MultiplyAccumulate<kDType>(scores[0], query_fragments_[k], b[0], b[1]);
-      MultiplyAccumulate<kDType>(scores[1], query_fragments_[k], b[2], b[3]);
+      MultiplyAccumulate<kDType>(scores[0], a, b[0], b[1]);
+      MultiplyAccumulate<kDType>(scores[1], a, b[2], b[3]);
+    };
+    if constexpr (kPolicy.has_query_in_registers) {
+#pragma unroll
+      for (int k = 0; k < kHeadDim / 16; ++k) multiply(k, query_fragments_[k]);
+    } else {
+#pragma unroll 2
+      for (int k = 0; k < kHeadDim / 16; ++k) {
+        uint32_t a[4];
+        LoadQuery(place, k, a);
+        multiply(k, a);
+      }
     }
     if constexpr (kHasAddends) {
       typename Addends::Pairs pairs;
@@ -656,8 +684,8 @@ class Warpgroup : WarpgroupSteps<kHeadDim, kVariant> {
         [&] { ArriveAndWait(Barrier(state_.values_known), meetings_++ & 1); });
   }
   __device__ __forceinline__ void MarkNonFinite(const Tile& tile) {
-    hopper::MarkNonFinite<kDType>(problem_, *item_, tile, state_.non_finite_keys, bits_.row, lane_,
-                                  output_);
+    hopper::MarkNonFinite<kDType>(problem_, *item_, tile.FirstKey(), state_.non_finite_keys,
+                                  bits_.row, lane_, output_);
   }
 
   // ---- results ----
@@ -684,9 +712,9 @@ class Warpgroup : WarpgroupSteps<kHeadDim, kVariant> {
     const uint32_t empty_rows = __ballot_sync(~0u, my_end.is_empty) >> quad;  // bits r
 
     // Rounded for the output, unless that is f32.
-    uint32_t words[2][kOutputTiles];
+    [[maybe_unused]] uint32_t words[2][kRoundsAgain ? 1 : kOutputTiles];
 #pragma unroll
-    for (int t = 0; t < kOutputTiles; ++t) {
+    for (int t = 0; t < (kRoundsAgain ? 0 : kOutputTiles); ++t) {
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
         words[r][t] = PackPair<kDType>(output_[4 * t + 2 * r] * factor[r],
@@ -700,19 +728,26 @@ class Warpgroup : WarpgroupSteps<kHeadDim, kVariant> {
       const int row = place.row + 8 * r;
       if (row >= item.first_written_row && row < item.rows) written |= 1u << r;
     }
-    const bool is_staged = kHasStagedOutput && params_.has_out_map != 0 &&
-                           __all_sync(~0u, written == 3 && !my_end.is_empty);
-    if (is_staged) {
-      // By way of the place of the item's Q.
-      const int first_row = place.row - place.lane / 4;
-      const uint32_t target = query_ + n % kPolicy.query_stages * kPolicy.query_bytes;
-      StoreThroughShared<kPolicy.block_rows>(target + first_row * 128, place.lane, words,
-                                             &params_.out, problem_, item, first_row);
+    bool is_staged = false;
+    if constexpr (kHasStagedOutput) {
+      is_staged = params_.has_out_map != 0 && __all_sync(~0u, written == 3 && !my_end.is_empty);
+      if (is_staged) {
+        // By way of the place of the item's Q.
+        const int first_row = place.row - place.lane / 4;
+        const uint32_t target = query_ + n % kPolicy.query_stages * kPolicy.query_bytes;
+        StoreThroughShared<kPolicy.block_rows>(target + first_row * 128, place.lane, words,
+                                               &params_.out, problem_, item, first_row);
+      }
     }
     bool has_non_finite = false;
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      const bool is_finite = core::IsFinite(sum[r]) && AreFinite<kDType>(words[r]);
+      bool is_finite = core::IsFinite(sum[r]);
+      if constexpr (kRoundsAgain) {
+        is_finite = is_finite && AreFinite<kDType>(output_, r, factor[r]);
+      } else {
+        is_finite = is_finite && AreFinite<kDType>(words[r]);
+      }
       const bool is_row_finite = (__ballot_sync(~0u, !is_finite) >> quad & 0xfu) == 0;
       const uint32_t bit = 1u << r;
       has_non_finite = has_non_finite || ((written & bit) != 0 && !is_row_finite &&
@@ -736,24 +771,29 @@ class Warpgroup : WarpgroupSteps<kHeadDim, kVariant> {
       item.lse[my_row * problem_.lse.row_stride] = my_end.Lse();
     }
     if (is_staged) return;
-    const core::Array4& out = problem_.out;
-    if (out.dtype != DType::kF32 && out.column_stride == 1 && problem_.v_dim % 8 == 0 &&
-        out.row_stride % 8 == 0 && reinterpret_cast<uintptr_t>(item.out) % 16 == 0) {
-      StoreChunks(static_cast<uint16_t*>(item.out) + place.row * out.row_stride, out.row_stride,
-                  problem_.v_dim, place.lane, written, empty_rows, words);
-      return;
-    }
-    // Of unknown factors, so that the products are not those from above, kept until here.
-    float again[2] = {factor[0], factor[1]};
-    asm volatile("" : "+f"(again[0]), "+f"(again[1]));
+    if constexpr (kRoundsAgain) {
+      StoreWideRows<kDType>(problem_, item, place.lane, place.row, written, empty_rows, factor,
+                            output_);
+    } else {
+      const core::Array4& out = problem_.out;
+      if (out.dtype != DType::kF32 && out.column_stride == 1 && problem_.v_dim % 8 == 0 &&
+          out.row_stride % 8 == 0 && reinterpret_cast<uintptr_t>(item.out) % 16 == 0) {
+        StoreChunks(static_cast<uint16_t*>(item.out) + place.row * out.row_stride, out.row_stride,
+                    problem_.v_dim, place.lane, written, empty_rows, words);
+        return;
+      }
+      // Of unknown factors, so that the products are not those from above, kept until here.
+      float again[2] = {factor[0], factor[1]};
+      asm volatile("" : "+f"(again[0]), "+f"(again[1]));
 #pragma unroll
-    for (int i = 0; i < kHeadDim / 2; ++i) {
-      const int r = i / 2 % 2;
-      const int column = 8 * (i / 4) + 2 * (place.lane & 3) + i % 2;
-      const float value = (empty_rows >> r & 1) != 0 ? 0.0f : output_[i] * again[r];
-      if ((written >> r & 1) != 0 && column < problem_.v_dim) {
-        StoreElement(item.out, out.dtype,
-                     (place.row + 8 * r) * out.row_stride + column * out.column_stride, value);
+      for (int i = 0; i < kHeadDim / 2; ++i) {
+        const int r = i / 2 % 2;
+        const int column = 8 * (i / 4) + 2 * (place.lane & 3) + i % 2;
+        const float value = (empty_rows >> r & 1) != 0 ? 0.0f : output_[i] * again[r];
+        if ((written >> r & 1) != 0 && column < problem_.v_dim) {
+          StoreElement(item.out, out.dtype,
+                       (place.row + 8 * r) * out.row_stride + column * out.column_stride, value);
+        }
       }
     }
   }

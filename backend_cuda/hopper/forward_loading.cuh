@@ -73,8 +73,8 @@ class ItemWarp : LoadingWarp<kHeadDim, kVariant> {
       Serve(static_cast<uint32_t>(batch * problem_.q_heads) + n / row_blocks,
             row_blocks - 1 - n % row_blocks);
       // No sooner than the one before this one is at work: until then another block may be free
-      // for it.
-      WaitForPlace();
+      // for it. An early one was announced so late.
+      if constexpr (!kIsEarly) WaitForPlace();
       if (lane_ == 0) unit = static_cast<int>(gridDim.x) + atomicAdd(queue.taken, 1);
       unit = __shfl_sync(~0u, unit, 0);
     }
@@ -212,11 +212,16 @@ class ItemWarp : LoadingWarp<kHeadDim, kVariant> {
     bool has_any = false;
     for (int start = item.begin; start < item.end && !has_any; start += kWarpSize) {
       const int tile = start + lane_;
-      has_any = __any_sync(
-          ~0u, tile < item.end && DenseClass(problem_, item, tile) != core::TileClass::kEmpty);
+      has_any = __any_sync(~0u, tile < item.end && DenseClass<kBlockKeys>(problem_, item, tile) !=
+                                                       core::TileClass::kEmpty);
     }
     item.has_tiles = has_any;
   }
+
+  // Where Q has one place, given back as soon as it is multiplied, an item is announced before
+  // that, so that its first keys come meanwhile: every warp has written the item three before.
+  static constexpr bool kIsEarly = ForwardPolicy(kHeadDim, kVariant).query_stages == 1 &&
+                                   !ForwardPolicy(kHeadDim, kVariant).has_query_in_registers;
 
   // For the Q of the next item, and for the item itself: every warp has done with the item two
   // (kBias: with the Q of the one) before.
@@ -228,7 +233,7 @@ class ItemWarp : LoadingWarp<kHeadDim, kVariant> {
   __device__ __forceinline__ void Announce(const Item& item) {
     const int stage = items_ % kPolicy.query_stages;
     const uint32_t full = Barrier(state_.query_full[stage]);
-    WaitForPlace();
+    if constexpr (!kIsEarly) WaitForPlace();
     if (kVariant != Variant::kPlain && item.has_tiles != 0) {
       for (int row = lane_; row < kPolicy.block_rows; row += kWarpSize) {
         state_.views[items_ % kItems][row] = FindView(item, row);
@@ -238,6 +243,7 @@ class ItemWarp : LoadingWarp<kHeadDim, kVariant> {
     if (lane_ == 0) {
       state_.items[items_ % kItems] = item;
       Arrive(Barrier(state_.item_full[items_ % kItems]));
+      if constexpr (kIsEarly) WaitForPlace();
       if (item.has_tiles != 0) {
         ArriveExpecting(full, kPolicy.query_bytes);
         const Sequence& s = item.sequence;
@@ -289,6 +295,7 @@ class ItemWarp : LoadingWarp<kHeadDim, kVariant> {
   }
 
   using Base = LoadingWarp<kHeadDim, kVariant>;
+  using Base::kBlockKeys;
   using Base::kPolicy;
   using Base::lane_;
   using Base::params_;
@@ -340,7 +347,7 @@ class TileWarp : LoadingWarp<kHeadDim, kVariant> {
       for (int first = end - 1; first >= begin; first -= kWarpSize) {
         const int mine = first - lane_;
         core::TileClass by_dense = core::TileClass::kEmpty;
-        if (mine >= begin) by_dense = DenseClass(problem_, *item_, mine);
+        if (mine >= begin) by_dense = DenseClass<kBlockKeys>(problem_, *item_, mine);
         uint32_t left = __ballot_sync(~0u, by_dense != core::TileClass::kEmpty);
         const uint32_t partial = __ballot_sync(~0u, by_dense == core::TileClass::kPartial);
         if (lane_ == 0) {
@@ -412,14 +419,13 @@ class TileWarp : LoadingWarp<kHeadDim, kVariant> {
     Load(&params_.keys, Barrier(state_.key_full[stage]), State::kKeyOffset, stage,
          pending_.Index());
     ++keys_;
-    LoadBias(0);
+    if constexpr (kPolicy.bias_parts == 2) LoadBias(0);
     if (last_ != kNone) LoadValues(last_);
-    LoadBias(1);
+    LoadBias(kPolicy.bias_parts - 1);
     last_ = pending_.Index();
   }
-  // Half of the bias of the pending tile. Its second half has to wait for the first one of the tile
-  // before.
-  __device__ __forceinline__ void LoadBias(int half) {
+  // A part of the bias of the pending tile. The last one has to wait for one of the tile before.
+  __device__ __forceinline__ void LoadBias(int part) {
     if constexpr (HasBias(kVariant)) {
       const int stage = biases_ % kPolicy.bias_stages;
       Wait(Barrier(state_.bias_empty[stage]), (biases_ / kPolicy.bias_stages & 1) ^ 1);
@@ -428,7 +434,7 @@ class TileWarp : LoadingWarp<kHeadDim, kVariant> {
       const Sequence& s = item_->sequence;
       ArriveExpecting(full, bias.per_row != 0 ? kPolicy.bias_bytes : kBiasKeys * 2);
       CopyBox(shared_ + State::kBiasOffset + stage * kPolicy.bias_bytes, &bias.map, full,
-              static_cast<int>(s.kv_offset) + pending_.FirstKey() + half * kBiasKeys,
+              static_cast<int>(s.kv_offset) + pending_.FirstKey() + part * kBiasKeys,
               static_cast<int>(s.q_offset + item_->first_row) * bias.per_row,
               static_cast<int>(item_->head) * bias.per_head,
               static_cast<int>(s.batch) * bias.per_batch);
@@ -454,6 +460,7 @@ class TileWarp : LoadingWarp<kHeadDim, kVariant> {
   static constexpr int kNone = -1;
 
   using Base = LoadingWarp<kHeadDim, kVariant>;
+  using Base::kBlockKeys;
   using Base::kPolicy;
   using Base::lane_;
   using Base::params_;
@@ -461,10 +468,11 @@ class TileWarp : LoadingWarp<kHeadDim, kVariant> {
   using Base::shared_;
   using Base::state_;
   using typename Base::State;
+  using typename Base::Tile;
   const Item* item_;
   uint32_t keys_ = 0;  // tiles loaded
   uint32_t values_ = 0;
-  uint32_t biases_ = 0;  // halves of tiles
+  uint32_t biases_ = 0;  // parts of tiles
   uint32_t groups_ = 0;
   bool has_pending_ = false;
   Tile pending_;

@@ -10,12 +10,11 @@ namespace tandem::cuda::hopper {
 
 // Takes them out of the tile at shared address `tile`, by kThreads threads of the block that all
 // come here, and meet(); `keys` gets a bit for each key that had one.
-template <DType kDType, int kThreads, int kTileBytes, typename Meet>
-static __device__ __forceinline__ void TakeOutNonFinite(uint32_t (&keys)[kBlockKeys / 32],
-                                                        uint32_t tile, int thread,
-                                                        const Meet& meet) {
+template <DType kDType, int kThreads, int kTileBytes, int kWords, typename Meet>
+static __device__ __forceinline__ void TakeOutNonFinite(uint32_t (&keys)[kWords], uint32_t tile,
+                                                        int thread, const Meet& meet) {
   meet();
-  if (thread < kBlockKeys / 32) keys[thread] = 0;
+  if (thread < kWords) keys[thread] = 0;
   meet();
   for (int chunk = thread; chunk < kTileBytes / 16; chunk += kThreads) {
     uint4 x;
@@ -31,7 +30,7 @@ static __device__ __forceinline__ void TakeOutNonFinite(uint32_t (&keys)[kBlockK
     asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(x.x), "r"(x.y),
                  "r"(x.z), "r"(x.w)
                  : "memory");
-    const int key = chunk / 8 % kBlockKeys;
+    const int key = chunk / 8 % (32 * kWords);
     atomicOr(&keys[key / 32], 1u << (key % 32));
   }
   PublishSharedWrites();
@@ -40,21 +39,20 @@ static __device__ __forceinline__ void TakeOutNonFinite(uint32_t (&keys)[kBlockK
 
 // NaN in the output [row, column] of a lane's two rows where they see one: bits[r] are those of row
 // r, in the order of the lane's scores.
-template <DType kDType, int kOutputs>
+template <DType kDType, int kOutputs, int kWords>
 static __device__ __forceinline__ void MarkNonFinite(const Problem& problem, const Item& item,
-                                                     const Tile& tile,
-                                                     const uint32_t (&keys)[kBlockKeys / 32],
+                                                     int first_key, const uint32_t (&keys)[kWords],
                                                      const uint32_t (&bits)[2], int lane,
                                                      float (&output)[kOutputs]) {
   const Sequence& s = item.sequence;
-  for (int word = 0; word < kBlockKeys / 32; ++word) {
+  for (int word = 0; word < kWords; ++word) {
     for (uint32_t left = keys[word]; left != 0; left &= left - 1) {
       const int key = 32 * word + __ffs(static_cast<int>(left)) - 1;
       const int owner = (lane & ~3) | (key % 8 / 2);
       const int bit = key / 8 * 2 + key % 2;
       const bool sees[2] = {(__shfl_sync(~0u, bits[0], owner) >> bit & 1) != 0,
                             (__shfl_sync(~0u, bits[1], owner) >> bit & 1) != 0};
-      const int64_t row = int64_t{tile.FirstKey()} + key;
+      const int64_t row = int64_t{first_key} + key;
       if (row >= core::LocalKeys(s)) continue;
       const int64_t offset = core::KeyOffset(problem.v, s, item.head / problem.group, row);
 #pragma unroll

@@ -3,6 +3,7 @@
 #define TANDEM_BACKEND_CUDA_HOPPER_FORWARD_OUTPUT_CUH_
 
 #include "backend_cuda/hopper/forward_state.cuh"
+#include "backend_cuda/tensor_core.cuh"
 
 namespace tandem::cuda::hopper {
 
@@ -14,6 +15,25 @@ static __device__ __forceinline__ bool AreFinite(const uint32_t (&words)[kWords]
 #pragma unroll
   for (int t = 0; t < kWords; ++t) {
     zeros[t % 2] = MultiplyAddPair<kDType>(words[t], 0, zeros[t % 2]);
+  }
+  return ((zeros[0] | zeros[1]) & 0x7fff7fffu) == 0;
+}
+
+// Word t of a lane's row r of the output: elements 4 t + 2 r and the next, times `by`, rounded.
+template <DType kDType, int kOutputs>
+static __device__ __forceinline__ uint32_t RoundedPair(const float (&output)[kOutputs], int r,
+                                                       int t, float by) {
+  return PackPair<kDType>(output[4 * t + 2 * r] * by, output[4 * t + 2 * r + 1] * by);
+}
+
+// Of those of row r.
+template <DType kDType, int kOutputs>
+static __device__ __forceinline__ bool AreFinite(const float (&output)[kOutputs], int r, float by) {
+  // Products by 0 are 0 or NaN.
+  uint32_t zeros[2] = {0, 0};
+#pragma unroll
+  for (int t = 0; t < kOutputs / 4; ++t) {
+    zeros[t % 2] = MultiplyAddPair<kDType>(RoundedPair<kDType>(output, r, t, by), 0, zeros[t % 2]);
   }
   return ((zeros[0] | zeros[1]) & 0x7fff7fffu) == 0;
 }
@@ -87,6 +107,50 @@ static __device__ __forceinline__ void StoreThroughShared(uint32_t rows, int lan
              BatchIndex(problem, s));
   }
   CommitBoxes();
+}
+
+// Writes the rows `row` and `row` + 8 of an item, a lane's r = 0 and 1, times their factors. Bits
+// r: those that are written, and those that are empty.
+template <DType kDType, int kOutputs>
+static __device__ __forceinline__ void StoreWideRows(const Problem& problem, const Item& item,
+                                                     int lane, int row, uint32_t written,
+                                                     uint32_t empty_rows, const float (&factor)[2],
+                                                     const float (&output)[kOutputs]) {
+  // Of unknown factors, so that these products are not those of AreFinite, kept until here.
+  float again[2] = {factor[0], factor[1]};
+  asm volatile("" : "+f"(again[0]), "+f"(again[1]));
+  const core::Array4& out = problem.out;
+  if (out.dtype != DType::kF32 && out.column_stride == 1 && problem.v_dim % 8 == 0 &&
+      out.row_stride % 8 == 0 && reinterpret_cast<uintptr_t>(item.out) % 16 == 0) {
+    uint16_t* const to = static_cast<uint16_t*>(item.out) + row * out.row_stride;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const bool is_empty = (empty_rows >> r & 1) != 0;
+      const float by = again[r];
+#pragma unroll
+      for (int t = 0; t < kOutputs / 4; t += 4) {
+        const auto word = [&](int n) { return RoundedPair<kDType>(output, r, t + n, by); };
+        uint4 x = make_uint4(word(0), word(1), word(2), word(3));
+        TransposeInQuad(lane, x.x, x.y, x.z, x.w);
+        const int column = 8 * (t + (lane & 3));
+        if ((written >> r & 1) != 0 && column < problem.v_dim) {
+          *reinterpret_cast<uint4*>(to + 8 * r * out.row_stride + column) =
+              is_empty ? make_uint4(0, 0, 0, 0) : x;
+        }
+      }
+    }
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < kOutputs; ++i) {
+    const int r = i / 2 % 2;
+    const int column = 8 * (i / 4) + 2 * (lane & 3) + i % 2;
+    const float value = (empty_rows >> r & 1) != 0 ? 0.0f : output[i] * again[r];
+    if ((written >> r & 1) != 0 && column < problem.v_dim) {
+      StoreElement(item.out, out.dtype, (row + 8 * r) * out.row_stride + column * out.column_stride,
+                   value);
+    }
+  }
 }
 
 }  // namespace tandem::cuda::hopper

@@ -7,6 +7,7 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kClasses = 256;  // of lengths
+constexpr int kTileKeys = 128;  // in which lengths are counted
 
 // Smaller for more tiles of keys: those of a class differ by an eighth at most.
 __device__ int LengthClass(int64_t tiles) {
@@ -44,7 +45,7 @@ __global__ void __launch_bounds__(kThreads)
   int32_t status = 0;
   const auto class_of = [&](int batch) {
     const core::Sequence s = core::ResolveSequence(problem, batch, &status);
-    return LengthClass(core::CeilDiv<int64_t>(core::LocalKeys(s), kBlockKeys));
+    return LengthClass(core::CeilDiv<int64_t>(core::LocalKeys(s), kTileKeys));
   };
   for (int batch = thread; batch < sequences; batch += kThreads) {
     atomicAdd(&places[class_of(batch)], 1);
@@ -88,7 +89,7 @@ cudaError_t LaunchFillQueue(const Params& params, cudaStream_t stream) {
   core::Problem problem = params.problem;
   WorkQueue queue = params.queue;
   int block_rows =
-      ForwardPolicy(HeadDimBucket(core::Max(problem.qk_dim, problem.v_dim))).block_rows;
+      ForwardPolicy(ForwardBucket(core::Max(problem.qk_dim, problem.v_dim))).block_rows;
   void* arguments[] = {&problem, &queue, &block_rows};
   // After those of the short sequences it begins while they run: they were not launched so, and
   // what came before them has ended.

@@ -47,7 +47,8 @@ struct Item {
 };
 
 // A tile of keys that waits in a stage.
-struct Tile {
+template <int kBlockKeys>
+struct KeysInStage {
   uint32_t word;
 
   static constexpr uint32_t kLast = 1;            // of the row block
@@ -109,14 +110,15 @@ struct Words {
     for (uint64_t& barrier : group_empty) InitBarrier(SharedAddress(&barrier), 1);
   }
 };
-// What a row sees by a dense term of a tile's 128 keys.
-struct alignas(16) DenseRow {
+// What a row sees by a dense term of a tile.
+template <int kBlockKeys>
+struct alignas(kBlockKeys / 8) DenseRow {
   uint64_t words[kBlockKeys / 64];
 };
-template <int kStages, int kRows>
+template <int kStages, int kRows, int kBlockKeys>
 struct DenseRows {
   uint64_t tile_known[kStages];
-  DenseRow dense[kStages][kRows];
+  DenseRow<kBlockKeys> dense[kStages][kRows];
 
   __device__ __forceinline__ void InitDenseBarriers() {
     for (uint64_t& barrier : tile_known) InitBarrier(SharedAddress(&barrier), 1);
@@ -142,11 +144,13 @@ struct BlockState
                                ForwardPolicy(kHeadDim, kVariant).block_rows>,
                          std::conditional_t<HasDenseRows(kVariant),
                                             DenseRows<ForwardPolicy(kHeadDim, kVariant).stages,
-                                                      ForwardPolicy(kHeadDim, kVariant).block_rows>,
+                                                      ForwardPolicy(kHeadDim, kVariant).block_rows,
+                                                      ForwardPolicy(kHeadDim, kVariant).block_keys>,
                                             NoWords>>,
       std::conditional_t<HasBias(kVariant),
                          BiasBarriers<ForwardPolicy(kHeadDim, kVariant).bias_stages>, NoBias> {
   static constexpr TilePolicy kPolicy = ForwardPolicy(kHeadDim, kVariant);
+  using Tile = KeysInStage<kPolicy.block_keys>;
 
   // Each has two phases a turn of its buffer: full, by the copies; empty, by every warp that read
   // it.
@@ -162,7 +166,7 @@ struct BlockState
   uint64_t values_known;
   Item items[kItems];
   Tile tiles[kPolicy.stages];
-  uint32_t non_finite_keys[kBlockKeys / 32];  // of the V tile at work (kCareful)
+  uint32_t non_finite_keys[kPolicy.block_keys / 32];  // of the V tile at work (kCareful)
   RowView views[kItems][kPolicy.block_rows];  // kept up where not every tile is full (kPlain)
 
   // Where an item's Q was, its output waits to be copied: Q's place is free once that is read. With
@@ -216,6 +220,7 @@ static __device__ __forceinline__ int BatchIndex(const Problem& problem, const S
 
 // The canonical tiles are 64 x 64 of global rows and keys; what lies beyond the sequence is not
 // asked for.
+template <int kBlockKeys>
 static __device__ __forceinline__ core::TileClass DenseClass(const Problem& problem,
                                                              const Item& item, int tile) {
   const Sequence& s = item.sequence;
@@ -231,7 +236,9 @@ template <int kHeadDim, Variant kVariant>
 class LoadingWarp {
  public:
   static constexpr TilePolicy kPolicy = ForwardPolicy(kHeadDim, kVariant);
+  static constexpr int kBlockKeys = kPolicy.block_keys;
   using State = BlockState<kHeadDim, kVariant>;
+  using Tile = typename State::Tile;
 
   __device__ LoadingWarp(const Params& params, uint32_t shared, State& state)
       : params_(params),

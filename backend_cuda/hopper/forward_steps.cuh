@@ -12,16 +12,21 @@ class WarpgroupSteps {
  protected:
   static constexpr TilePolicy kPolicy = ForwardPolicy(kHeadDim, kVariant);
   using State = BlockState<kHeadDim, kVariant>;
+  using Tile = typename State::Tile;
   static constexpr bool kIsCareful = IsCareful(kVariant);
   static constexpr int kStages = kPolicy.stages;
   // The softmax of a step runs under the product with V of the step before.
   static constexpr bool kHasOverlap = !kIsCareful;
-  // Tiles of a block may be none of some warpgroup's: with three of them that is worth a look.
+  // Beyond head dimension 128 exponentials are a quarter of the work, and turns gain nothing.
+  static constexpr bool kTakesTurns = kHasOverlap && kHeadDim <= 128;
+  // Tiles of a block may be none of some warpgroup's: where it has more rows than they have keys,
+  // that is worth a look.
+  static constexpr bool kHasLongBlocks = kPolicy.block_rows > kPolicy.block_keys;
   static constexpr bool kMaySkip =
-      kPolicy.warpgroups == 3 && (kVariant == Variant::kBands || kVariant == Variant::kMasked ||
-                                  kVariant == Variant::kCareful);
+      kHasLongBlocks && (kVariant == Variant::kBands || kVariant == Variant::kMasked ||
+                         kVariant == Variant::kCareful);
   static constexpr bool kMayBeIdle =
-      kPolicy.warpgroups == 3 &&
+      kHasLongBlocks &&
       (kVariant == Variant::kPlain || kVariant == Variant::kBands || kVariant == Variant::kMasked);
   // Barriers of threads, one for each warpgroup; the careful kernels have the one before them.
   static constexpr int kTurnBarrier = 2;
@@ -70,7 +75,11 @@ class WarpgroupSteps {
   // This warp has read what the barrier guards.
   __device__ __forceinline__ void Release(const uint64_t& barrier) {
     __syncwarp();
-    ArriveOnce(Barrier(barrier));
+    if constexpr (kHeadDim <= 128) {
+      ArriveOnce(Barrier(barrier));
+    } else if (lane_ == 0) {  // without a branch ptxas serialises the products (C7515)
+      Arrive(Barrier(barrier));
+    }
   }
 
   // ---- turns ----
@@ -79,10 +88,10 @@ class WarpgroupSteps {
   // without that all of them would multiply at the same time, and then all wait for the unit that
   // exponentiates.
   __device__ __forceinline__ void TakeTurn() const {
-    if constexpr (kHasOverlap) SyncThreads(kTurnBarrier + warpgroup_, 2 * kWarpgroupThreads);
+    if constexpr (kTakesTurns) SyncThreads(kTurnBarrier + warpgroup_, 2 * kWarpgroupThreads);
   }
   __device__ __forceinline__ void GiveTurn() const {
-    if constexpr (kHasOverlap) {
+    if constexpr (kTakesTurns) {
       const int next = warpgroup_ == kPolicy.warpgroups - 1 ? 0 : warpgroup_ + 1;
       ArriveThreads(kTurnBarrier + next, 2 * kWarpgroupThreads);
     }

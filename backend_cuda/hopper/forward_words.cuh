@@ -70,7 +70,7 @@ class ClassWarp : LoadingWarp<kHeadDim, kVariant> {
         lists = core::CombineTerms(
             lists, ClassifyLists(mask.block_sparse[t], row, rows_end, key, keys_end));
       }
-      if (mask.dense.words != nullptr) dense = DenseClass(problem_, *item_, tile);
+      if (mask.dense.words != nullptr) dense = DenseClass<kBlockKeys>(problem_, *item_, tile);
     }
     const bool is_interval = tile >= item_->full_begin && tile < item_->full_end;
     const auto among = [](bool is_one) { return __ballot_sync(~0u, is_one); };
@@ -253,6 +253,7 @@ class ClassWarp : LoadingWarp<kHeadDim, kVariant> {
   }
 
   using Base = LoadingWarp<kHeadDim, kVariant>;
+  using Base::kBlockKeys;
   using Base::lane_;
   using Base::problem_;
   using Base::state_;
@@ -289,7 +290,8 @@ class WordWarp : LoadingWarp<kHeadDim, kVariant> {
   }
 
  private:
-  static constexpr int kParts = kBlockKeys / 32;
+  using Tile = typename LoadingWarp<kHeadDim, kVariant>::Tile;
+  static constexpr int kParts = LoadingWarp<kHeadDim, kVariant>::kBlockKeys / 32;
   static constexpr int kDone = INT32_MIN;  // in place of a segment; none is visible below 0
   // Keys of a tile, bit j of part n for key 32 n + j.
   struct KeyBits {
@@ -376,8 +378,10 @@ class WordWarp : LoadingWarp<kHeadDim, kVariant> {
       for (int n = 0; n < kParts; ++n) {
         high[n] = (keys.part[n] >> (2 * c) & 0x03030303u) * 0x01041040u;
       }
-      words[c] = __byte_perm(__byte_perm(high[0], high[1], 0x0073),
-                             __byte_perm(high[2], high[3], 0x0073), 0x5410);
+      words[c] = __byte_perm(high[0], high[1], 0x0073) & 0xffffu;
+      if constexpr (kParts == 4) {
+        words[c] = __byte_perm(words[c], __byte_perm(high[2], high[3], 0x0073), 0x5410);
+      }
     }
     return make_uint4(words[0], words[1], words[2], words[3]);
   }
@@ -402,7 +406,9 @@ class WordWarp : LoadingWarp<kHeadDim, kVariant> {
     const Sequence& s = item_->sequence;
     const int64_t i = s.q_offset + item_->first_row + row;
     const int64_t first_key = s.kv_offset + tile.FirstKey();
-    KeyBits keys = {{~0u, ~0u, ~0u, ~0u}};
+    KeyBits keys;
+#pragma unroll
+    for (int n = 0; n < kParts; ++n) keys.part[n] = ~0u;
     const auto keep = [&](const KeyBits& allowed) {
 #pragma unroll
       for (int n = 0; n < kParts; ++n) keys.part[n] &= allowed.part[n];
@@ -485,6 +491,7 @@ class WordWarp : LoadingWarp<kHeadDim, kVariant> {
   }
 
   using Base = LoadingWarp<kHeadDim, kVariant>;
+  using Base::kBlockKeys;
   using Base::kPolicy;
   using Base::lane_;
   using Base::problem_;

@@ -147,6 +147,8 @@ __device__ __forceinline__ void CommitProducts() {
   TANDEM_F4(c, d, i), TANDEM_F4(c, d, (i) + 4), TANDEM_F4(c, d, (i) + 8), TANDEM_F4(c, d, (i) + 12)
 #define TANDEM_F32(c, d) TANDEM_F16(c, d, 0), TANDEM_F16(c, d, 16)
 #define TANDEM_F64(c, d) TANDEM_F32(c, d), TANDEM_F16(c, d, 32), TANDEM_F16(c, d, 48)
+#define TANDEM_F96(c, d) TANDEM_F64(c, d), TANDEM_F16(c, d, 64), TANDEM_F16(c, d, 80)
+#define TANDEM_F128(c, d) TANDEM_F96(c, d), TANDEM_F16(c, d, 96), TANDEM_F16(c, d, 112)
 #define TANDEM_UPDATED(x) "+f"(x)
 #define TANDEM_WRITTEN(x) "=f"(x)
 
@@ -159,6 +161,12 @@ __device__ __forceinline__ void Pin(float (&d)[32]) {
 }
 __device__ __forceinline__ void Pin(float (&d)[64]) {
   asm volatile("" : TANDEM_F64(TANDEM_UPDATED, d)::"memory");
+}
+__device__ __forceinline__ void Pin(float (&d)[96]) {
+  asm volatile("" : TANDEM_F96(TANDEM_UPDATED, d)::"memory");
+}
+__device__ __forceinline__ void Pin(float (&d)[128]) {
+  asm volatile("" : TANDEM_F128(TANDEM_UPDATED, d)::"memory");
 }
 
 // Waits until at most kPending groups are under way; `d` belongs to one that has ended.
@@ -183,6 +191,20 @@ __device__ __forceinline__ void WaitProducts(float (&d)[64]) {
                : "n"(kPending)
                : "memory");
 }
+template <int kPending>
+__device__ __forceinline__ void WaitProducts(float (&d)[96]) {
+  asm volatile("wgmma.wait_group.sync.aligned %96;"
+               : TANDEM_F96(TANDEM_UPDATED, d)
+               : "n"(kPending)
+               : "memory");
+}
+template <int kPending>
+__device__ __forceinline__ void WaitProducts(float (&d)[128]) {
+  asm volatile("wgmma.wait_group.sync.aligned %128;"
+               : TANDEM_F128(TANDEM_UPDATED, d)
+               : "n"(kPending)
+               : "memory");
+}
 
 // The same where the groups under way go on with the accumulators of those before.
 template <int kPending>
@@ -199,6 +221,22 @@ __device__ __forceinline__ void WaitProducts() {
   "%20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, "  \
   "%38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, "  \
   "%56, %57, %58, %59, %60, %61, %62, %63}"
+#define TANDEM_LIST96                                                                      \
+  "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, " \
+  "%19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, "  \
+  "%36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, "  \
+  "%53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, %64, %65, %66, %67, %68, %69, "  \
+  "%70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, %83, %84, %85, %86, "  \
+  "%87, %88, %89, %90, %91, %92, %93, %94, %95}"
+#define TANDEM_LIST128                                                                     \
+  "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, " \
+  "%19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, "  \
+  "%36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, "  \
+  "%53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, %64, %65, %66, %67, %68, %69, "  \
+  "%70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, %83, %84, %85, %86, "  \
+  "%87, %88, %89, %90, %91, %92, %93, %94, %95, %96, %97, %98, %99, %100, %101, %102, "    \
+  "%103, %104, %105, %106, %107, %108, %109, %110, %111, %112, %113, %114, %115, %116, "   \
+  "%117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127}"
 // The upper half of B's descriptor: 128-byte swizzle, 1024 bytes from 8 rows to the next. `keep`: 1
 // to add to the accumulators, 0 to begin them.
 #define TANDEM_WGMMA(shape, type, list, a0, a1, a2, a3, b, keep, transposed)                    \
@@ -249,6 +287,12 @@ __device__ __forceinline__ void WaitProducts() {
 #define TANDEM_MULTIPLY128(type, access, keep, transposed)                                       \
   TANDEM_MULTIPLY("m64n128k16", type, TANDEM_LIST64, TANDEM_F64(access, d), "%64", "%65", "%66", \
                   "%67", "%68", keep, transposed)
+#define TANDEM_MULTIPLY192(type, access, keep, transposed)                                       \
+  TANDEM_MULTIPLY("m64n192k16", type, TANDEM_LIST96, TANDEM_F96(access, d), "%96", "%97", "%98", \
+                  "%99", "%100", keep, transposed)
+#define TANDEM_MULTIPLY256(type, access, keep, transposed)                                    \
+  TANDEM_MULTIPLY("m64n256k16", type, TANDEM_LIST128, TANDEM_F128(access, d), "%128", "%129", \
+                  "%130", "%131", "%132", keep, transposed)
 
 // Products of 64 rows of the warpgroup, 16 columns of A and 16 rows or columns of a tile in shared
 // memory, begun. tile: the low half of a descriptor (KeyTile, ValueTile).
@@ -370,7 +414,25 @@ __device__ __forceinline__ void AddValues(float (&d)[64], const uint32_t (&a)[4]
     TANDEM_MULTIPLY128("bf16", TANDEM_UPDATED, "1", "1");
   }
 }
+template <DType kMathType>
+__device__ __forceinline__ void AddValues(float (&d)[96], const uint32_t (&a)[4], uint32_t tile) {
+  if constexpr (kMathType == DType::kF16) {
+    TANDEM_MULTIPLY192("f16", TANDEM_UPDATED, "1", "1");
+  } else {
+    TANDEM_MULTIPLY192("bf16", TANDEM_UPDATED, "1", "1");
+  }
+}
+template <DType kMathType>
+__device__ __forceinline__ void AddValues(float (&d)[128], const uint32_t (&a)[4], uint32_t tile) {
+  if constexpr (kMathType == DType::kF16) {
+    TANDEM_MULTIPLY256("f16", TANDEM_UPDATED, "1", "1");
+  } else {
+    TANDEM_MULTIPLY256("bf16", TANDEM_UPDATED, "1", "1");
+  }
+}
 
+#undef TANDEM_MULTIPLY256
+#undef TANDEM_MULTIPLY192
 #undef TANDEM_MULTIPLY128
 #undef TANDEM_MULTIPLY128_SHARED
 #undef TANDEM_MULTIPLY64_SHARED
@@ -379,11 +441,15 @@ __device__ __forceinline__ void AddValues(float (&d)[64], const uint32_t (&a)[4]
 #undef TANDEM_MULTIPLY64
 #undef TANDEM_MULTIPLY
 #undef TANDEM_WGMMA
+#undef TANDEM_LIST128
+#undef TANDEM_LIST96
 #undef TANDEM_LIST64
 #undef TANDEM_LIST32
 #undef TANDEM_LIST16
 #undef TANDEM_WRITTEN
 #undef TANDEM_UPDATED
+#undef TANDEM_F128
+#undef TANDEM_F96
 #undef TANDEM_F64
 #undef TANDEM_F32
 #undef TANDEM_F16

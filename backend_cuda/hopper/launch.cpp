@@ -104,17 +104,19 @@ bool DeclinesStrides(const Array4& array, const char* name, core::Text* reason) 
   return true;
 }
 
+TilePolicy PolicyOf(const Problem& p) {
+  return ForwardPolicy(ForwardBucket(core::Max(p.qk_dim, p.v_dim)));
+}
 int64_t RowBlocks(const Problem& p) {
-  const int head_dim = HeadDimBucket(core::Max(p.qk_dim, p.v_dim));
-  return core::CeilDiv<int64_t>(p.q_rows, ForwardPolicy(head_dim).block_rows);
+  return core::CeilDiv<int64_t>(p.q_rows, PolicyOf(p).block_rows);
 }
 int64_t Items(const Problem& p) { return p.batch * p.q_heads * RowBlocks(p); }
 
 // Whether blocks of a block-sparse term cut tiles, whose words then take longer than the products.
 bool HasListsAcrossTiles(const Problem& p) {
-  const int block_rows = ForwardPolicy(HeadDimBucket(core::Max(p.qk_dim, p.v_dim))).block_rows;
+  const TilePolicy policy = PolicyOf(p);
   const auto cuts = [&](int64_t q_block, int64_t kv_block) {
-    return q_block % block_rows != 0 || kv_block % kBlockKeys != 0;
+    return q_block % policy.block_rows != 0 || kv_block % policy.block_keys != 0;
   };
   bool is_cut = false;
   for (int t = 0; t < p.sources.block_sparse_count; ++t) {
@@ -150,9 +152,9 @@ bool Declines(const Problem& p, core::Text* reason) {
   if (!HasStrides(p.k)) return DeclinesStrides(p.k, "k", reason);
   if (!HasStrides(p.v)) return DeclinesStrides(p.v, "v", reason);
   const core::Mask& mask = p.mask;
-  if (p.qk_dim > kMostHeadDim || p.v_dim > kMostHeadDim) {
+  if (p.qk_dim > kMostForwardHeadDim || p.v_dim > kMostForwardHeadDim) {
     Format(reason, "it serves head dimensions up to %d, and these are %lld (q, k) and %lld (v)",
-           kMostHeadDim, static_cast<long long>(p.qk_dim), static_cast<long long>(p.v_dim));
+           kMostForwardHeadDim, static_cast<long long>(p.qk_dim), static_cast<long long>(p.v_dim));
   } else if (p.softcap > 0.0f || p.dropout.enabled != 0) {
     Format(reason, "it serves no %s", p.softcap > 0.0f ? "softcap" : "dropout");
   } else if (p.alibi_slopes != nullptr && p.bias.data != nullptr) {
@@ -164,7 +166,7 @@ bool Declines(const Problem& p, core::Text* reason) {
            static_cast<long long>(p.kv_offset));
   } else if (HasListsAcrossTiles(p)) {
     Format(reason, "it serves block-sparse lists of blocks of whole tiles, multiples of %d x %d",
-           ForwardPolicy(HeadDimBucket(core::Max(p.qk_dim, p.v_dim))).block_rows, kBlockKeys);
+           PolicyOf(p).block_rows, PolicyOf(p).block_keys);
   } else if (p.global_q_len > INT32_MAX || p.global_kv_len > INT32_MAX) {
     Format(reason, "it serves fewer than 2^31 rows and keys, and these are %lld and %lld",
            static_cast<long long>(p.global_q_len), static_cast<long long>(p.global_kv_len));
@@ -204,13 +206,13 @@ int64_t WorkspaceBytes(const Problem& problem) {
 
 bool MakeParams(const Problem& p, void* workspace, Params* params) {
   if (!HasOrdinaryScale(p)) return false;
-  const TilePolicy policy = ForwardPolicy(HeadDimBucket(core::Max(p.qk_dim, p.v_dim)));
+  const TilePolicy policy = PolicyOf(p);
   const bool is_packed = core::IsPacked(p);
   const int64_t q_rows = is_packed ? p.q_total : p.q_rows;
   const int64_t kv_rows = is_packed ? p.kv_total : p.kv_rows;
   if (!MakeMap(p, p.q, p.qk_dim, p.q_heads, q_rows, policy.block_rows, &params->query) ||
-      !MakeMap(p, p.k, p.qk_dim, p.kv_heads, kv_rows, kBlockKeys, &params->keys) ||
-      !MakeMap(p, p.v, p.v_dim, p.kv_heads, kv_rows, kBlockKeys, &params->values)) {
+      !MakeMap(p, p.k, p.qk_dim, p.kv_heads, kv_rows, policy.block_keys, &params->keys) ||
+      !MakeMap(p, p.v, p.v_dim, p.kv_heads, kv_rows, policy.block_keys, &params->values)) {
     return false;
   }
   params->has_out_map = p.out.dtype == p.dtype && HasStrides(p.out) &&

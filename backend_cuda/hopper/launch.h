@@ -45,7 +45,7 @@ bool MakeTensorMap(const core::Problem& problem, const core::Array4& array, int6
 cudaError_t LaunchFillQueue(const Params& params, cudaStream_t stream);
 
 // One of these serves a problem: LaunchBias or LaunchAlibi where there is such a term, else
-// LaunchWords where params.has_words, else LaunchForward. kHeadDim: HeadDimBucket(max(Dqk, Dv)).
+// LaunchWords where params.has_words, else LaunchForward. kHeadDim: ForwardBucket(max(Dqk, Dv)).
 template <core::DType kDType, int kHeadDim>
 cudaError_t LaunchForward(const Params& params, cudaStream_t stream);
 template <core::DType kDType, int kHeadDim>

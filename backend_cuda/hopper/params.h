@@ -8,13 +8,17 @@
 
 namespace tandem::cuda::hopper {
 
-inline constexpr int kMostHeadDim = 128;
-inline constexpr int kBlockKeys = 128;
+inline constexpr int kMostHeadDim = 128;  // of the backward and f32
+inline constexpr int kMostForwardHeadDim = 256;
 inline constexpr int kWarpgroupThreads = 128;  // of 64 query rows
 inline constexpr int kMostWarpgroups = 3;
 
 // The padded head dimension that serves max(Dqk, Dv) = `dim`.
 constexpr int HeadDimBucket(int64_t dim) { return dim <= 64 ? 64 : 128; }
+// The same of the forward kernels of 16-bit types.
+constexpr int ForwardBucket(int64_t dim) {
+  return dim <= 128 ? HeadDimBucket(dim) : dim <= 192 ? 192 : 256;
+}
 
 // The tiles of a head dimension. Two warps of one warpgroup more find out which there are and load
 // them.
@@ -23,7 +27,9 @@ struct TilePolicy {
   int query_stages;
   int stages;       // of K, and of V
   int bias_stages;  // of kBiasKeys columns
+  int bias_parts;   // of a tile, each in a stage
   int block_rows;
+  int block_keys;
   int threads;
   bool has_query_in_registers;
   int registers;          // of a thread of a warpgroup with rows
@@ -77,16 +83,18 @@ constexpr TilePolicy ForwardPolicy(int head_dim, Variant variant = Variant::kPla
   policy.warpgroups = head_dim <= 64 ? 3 : 2;
   // Stages of Q, or of the tiles at head dimension 64, make room for those of the bias.
   const bool has_bias = HasBias(variant);
-  policy.query_stages = head_dim > 64 && has_bias ? 1 : 2;
+  policy.query_stages = head_dim > 128 || (head_dim > 64 && has_bias) ? 1 : 2;
   policy.stages = head_dim > 64 || has_bias ? 2 : 4;
-  policy.bias_stages = has_bias ? 3 : 0;
+  policy.bias_stages = !has_bias ? 0 : head_dim > 128 ? 1 : 3;
   policy.block_rows = 64 * policy.warpgroups;
+  policy.block_keys = head_dim > 128 ? 64 : 128;
+  policy.bias_parts = policy.block_keys / kBiasKeys;
   policy.threads = (policy.warpgroups + 1) * kWarpgroupThreads;
-  policy.has_query_in_registers = policy.warpgroups == 2;
+  policy.has_query_in_registers = head_dim == 128;
   policy.registers = policy.warpgroups == 3 ? 160 : 232;
   policy.loading_registers = policy.warpgroups == 3 ? 32 : 40;
   policy.query_bytes = policy.block_rows * head_dim * 2;
-  policy.tile_bytes = kBlockKeys * head_dim * 2;
+  policy.tile_bytes = policy.block_keys * head_dim * 2;
   policy.bias_bytes = policy.block_rows * kBiasKeys * 2;
   return policy;
 }

@@ -39,6 +39,14 @@ std::vector<CaseSpec> PoisonSpecs() {
       Base("blocks", {BlockSparse(16, 48)}),
       Base("conjunction", {Causal(TANDEM_ALIGN_BOTTOM_RIGHT), Dense(2), Segments(2, false)}),
   };
+  CaseSpec wide = Base("wide", {Causal(TANDEM_ALIGN_BOTTOM_RIGHT), Dense(2)});
+  wide.qk_dim = 160;
+  wide.v_dim = 192;
+  specs.push_back(wide);
+  wide.name = "wider_segments";
+  wide.v_dim = 256;
+  wide.terms = {Segments(4, true), Causal(TANDEM_ALIGN_TOP_LEFT)};
+  specs.push_back(wide);
   CaseSpec bias = Base("bias", {Causal(TANDEM_ALIGN_TOP_LEFT)});
   bias.bias.dtype = TANDEM_DTYPE_F32;
   bias.bias.hidden = 0.2;

@@ -28,16 +28,17 @@ bool IsDefault(const Strides& strides) {
 // efficient_cuda.sm90: scores that are scaled products and a bias of their type, and tensors that
 // the tensor memory accelerator can copy.
 bool MustAcceptOnHopper(const CaseSpec& spec) {
+  const int64_t widest = std::max(spec.qk_dim, spec.v_dim);
   const auto is_served = [&](const TermSpec& term) {
     return (term.kind != TANDEM_MASK_DENSE || spec.kv_offset % 64 == 0) &&
            (term.kind != TANDEM_MASK_BLOCK_SPARSE ||
-            (std::max(spec.qk_dim, spec.v_dim) > 64 && term.q_block % 128 == 0 &&
-             term.kv_block % 128 == 0));
+            (widest > 64 && term.q_block % 128 == 0 &&
+             term.kv_block % (widest > 128 ? 64 : 128) == 0));
   };
-  return std::max(spec.qk_dim, spec.v_dim) <= 128 && spec.qk_dim % 8 == 0 && spec.v_dim % 8 == 0 &&
-         spec.softcap == 0.0f && spec.alibi_rank == 0 && spec.dropout_rate == 0.0f &&
-         IsBiasOnHopper(spec) && IsDefault(spec.q_strides) && IsDefault(spec.k_strides) &&
-         IsDefault(spec.v_strides) && std::all_of(spec.terms.begin(), spec.terms.end(), is_served);
+  return widest <= 256 && spec.qk_dim % 8 == 0 && spec.v_dim % 8 == 0 && spec.softcap == 0.0f &&
+         spec.alibi_rank == 0 && spec.dropout_rate == 0.0f && IsBiasOnHopper(spec) &&
+         IsDefault(spec.q_strides) && IsDefault(spec.k_strides) && IsDefault(spec.v_strides) &&
+         std::all_of(spec.terms.begin(), spec.terms.end(), is_served);
 }
 
 // efficient_cuda.sm90.f32: scores that are nothing but scaled products, and rows that see one

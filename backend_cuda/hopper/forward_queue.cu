@@ -6,7 +6,7 @@ namespace tandem::cuda::hopper {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kClasses = 256;  // of lengths
+constexpr int kClasses = 256;   // of lengths
 constexpr int kTileKeys = 128;  // in which lengths are counted
 
 // Smaller for more tiles of keys: those of a class differ by an eighth at most.

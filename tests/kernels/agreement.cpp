@@ -97,6 +97,16 @@ std::vector<CaseSpec> CasesWithKeysElsewhere() {
   return cases;
 }
 
+void ExpectAgreementOrUnsupported(const Kernel& kernel, Case& problem, tandem_status status) {
+  if (status == TANDEM_STATUS_OK) {
+    ExpectAgreement(kernel, problem);
+    return;
+  }
+  EXPECT_EQ(status, TANDEM_STATUS_UNSUPPORTED) << tandem_last_error();
+  EXPECT_FALSE(kernel.device == TANDEM_DEVICE_CPU && MustAccept(kernel, problem.spec()))
+      << tandem_last_error();
+}
+
 void CheckKernel(const Kernel& kernel, const CaseSpec& spec) {
   Case problem(spec);
   if (RunOrCountDeclined(kernel, problem)) ExpectAgreement(kernel, problem);

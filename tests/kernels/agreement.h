@@ -18,6 +18,9 @@ void ExpectAgreement(const Kernel& kernel, Case& problem);
 // A third of the table's cases whose keys and values can be held otherwise than as tensors of their
 // own, and all of those with one query row.
 std::vector<CaseSpec> CasesWithKeysElsewhere();
+// What a run of one of them by this kernel gave: agreement, or that it is not served, which no
+// kernel of the CPU may say where MustAccept.
+void ExpectAgreementOrUnsupported(const Kernel& kernel, Case& problem, tandem_status status);
 
 // Both in one.
 void CheckKernel(const Kernel& kernel, const CaseSpec& spec);

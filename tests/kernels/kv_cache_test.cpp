@@ -134,14 +134,8 @@ TEST_P(CachedAgreement, WithTheOracle) {
   const auto& [kernel, spec] = GetParam();
   Case problem(spec);
   Cache cache(problem, kRagged);
-  const tandem_status status = Attend(kernel.name, cache.problem(), problem, kernel.device);
-  if (status != TANDEM_STATUS_OK) {
-    EXPECT_EQ(status, TANDEM_STATUS_UNSUPPORTED) << tandem_last_error();
-    EXPECT_FALSE(kernel.device == TANDEM_DEVICE_CPU && MustAccept(kernel, spec))
-        << tandem_last_error();
-    return;
-  }
-  ExpectAgreement(kernel, problem);
+  ExpectAgreementOrUnsupported(kernel, problem,
+                               Attend(kernel.name, cache.problem(), problem, kernel.device));
 }
 
 INSTANTIATE_TEST_SUITE_P(Table, CachedAgreement,

@@ -98,14 +98,8 @@ TEST_P(PagedAgreement, WithTheOracle) {
   const auto& [kernel, spec] = GetParam();
   Case problem(spec);
   Pages pages(problem, PageSize(spec.kv_rows, spec.seed + spec.name.size()));
-  const tandem_status status = RunKernel(kernel, pages.problem(), problem.outputs());
-  if (status != TANDEM_STATUS_OK) {
-    EXPECT_EQ(status, TANDEM_STATUS_UNSUPPORTED) << tandem_last_error();
-    EXPECT_FALSE(kernel.device == TANDEM_DEVICE_CPU && MustAccept(kernel, spec))
-        << tandem_last_error();
-    return;
-  }
-  ExpectAgreement(kernel, problem);
+  ExpectAgreementOrUnsupported(kernel, problem,
+                               RunKernel(kernel, pages.problem(), problem.outputs()));
 }
 
 INSTANTIATE_TEST_SUITE_P(Table, PagedAgreement,

@@ -129,12 +129,13 @@ class Bench:
                     else:
                         call = prepare(inputs)
                     facts = {}
-                    if self.device == "cuda":
+                    is_counted = self.device == "cuda" and call.clock is None  # memory that PyTorch gives
+                    if is_counted:
                         torch.cuda.synchronize()
                         torch.cuda.reset_peak_memory_stats()
                         before = torch.cuda.memory_allocated()
                     call.run(0)
-                    if self.device == "cuda":
+                    if is_counted:
                         torch.cuda.synchronize()
                         facts["peak_extra_bytes"] = torch.cuda.max_memory_allocated() - before
                     calls[name] = (call, facts)

@@ -2,16 +2,46 @@
 #include "tests/kernels/case_table_parts.h"
 
 namespace tandem::test {
+namespace {
+
+struct Sizes {
+  const char* name;
+  int64_t q_rows, kv_rows, qk_dim, v_dim;
+  std::vector<TermSpec> terms;
+};
+
+// The n-th case of a list, counted from 1: layouts, groups, sinks and types of the output take
+// turns.
+CaseSpec OfShape(const char* prefix, const Sizes& shape, tandem_dtype dtype, int n) {
+  CaseSpec spec = Base(prefix + std::string(shape.name) + "_" + Name(dtype), dtype);
+  spec.layout = n % 3 == 0 ? TANDEM_LAYOUT_BSHD : TANDEM_LAYOUT_BHSD;
+  spec.q_rows = shape.q_rows;
+  spec.kv_rows = shape.kv_rows;
+  spec.qk_dim = shape.qk_dim;
+  spec.v_dim = shape.v_dim;
+  spec.terms = shape.terms;
+  spec.kv_heads = n % 2 + 1;
+  spec.sink = n % 4 == 0;
+  spec.out_f32 = n % 5 == 0;
+  return spec;
+}
+
+// Packed sequences of a type, causal, some without rows or keys.
+CaseSpec SeveralPacked(CaseSpec spec) {
+  spec.layout = TANDEM_LAYOUT_THD;
+  spec.q_lens = {300, 70, 0, 129, 20, 400};
+  spec.kv_lens = {300, 200, 33, 0, 140, 391};
+  spec.terms = {Causal(kBottomRight)};
+  return spec;
+}
+
+}  // namespace
 
 // Several blocks of rows and of keys, for kernels of large tiles; sizes that divide nothing.
 void AddSeveralTiles(Table* table) {
   TermSpec prefix = Causal(kBottomRight);
   prefix.prefix = true;
-  const struct {
-    const char* name;
-    int64_t q_rows, kv_rows, qk_dim, v_dim;
-    std::vector<TermSpec> terms;
-  } shapes[] = {
+  const Sizes shapes[] = {
       {"none", 200, 333, 64, 64, {}},
       {"causal", 270, 270, 128, 128, {Causal(kTopLeft)}},
       {"causal_more_keys", 129, 450, 80, 48, {Causal(kBottomRight)}},
@@ -24,17 +54,7 @@ void AddSeveralTiles(Table* table) {
   int n = 0;
   for (const auto& shape : shapes) {
     const tandem_dtype dtype = kTypes[++n % 2 + 1];
-    CaseSpec spec = Base(std::string("tiles_") + shape.name + "_" + Name(dtype), dtype);
-    spec.layout = n % 3 == 0 ? TANDEM_LAYOUT_BSHD : TANDEM_LAYOUT_BHSD;
-    spec.q_rows = shape.q_rows;
-    spec.kv_rows = shape.kv_rows;
-    spec.qk_dim = shape.qk_dim;
-    spec.v_dim = shape.v_dim;
-    spec.terms = shape.terms;
-    spec.kv_heads = n % 2 + 1;
-    spec.sink = n % 4 == 0;
-    spec.out_f32 = n % 5 == 0;
-    table->Add(spec);
+    table->Add(OfShape("tiles_", shape, dtype, n));
   }
   for (const tandem_dtype dtype : {TANDEM_DTYPE_F16, TANDEM_DTYPE_BF16}) {
     // A row's maximum leaves that of its first tile far behind.
@@ -47,12 +67,7 @@ void AddSeveralTiles(Table* table) {
     spec.terms = {Dense(4)};
     spec.qk_dim = spec.v_dim = 128;
     table->Add(spec);
-    spec = Base("tiles_packed_" + Name(dtype), dtype);
-    spec.layout = TANDEM_LAYOUT_THD;
-    spec.q_lens = {300, 70, 0, 129, 20, 400};
-    spec.kv_lens = {300, 200, 33, 0, 140, 391};
-    spec.terms = {Causal(kBottomRight)};
-    table->Add(spec);
+    table->Add(SeveralPacked(Base("tiles_packed_" + Name(dtype), dtype)));
   }
 }
 
@@ -61,11 +76,7 @@ void AddSeveralTiles(Table* table) {
 void AddWideHeads(Table* table) {
   TermSpec prefix = Band(kBottomRight, 100, 0);
   prefix.prefix = true;
-  const struct {
-    const char* name;
-    int64_t q_rows, kv_rows, qk_dim, v_dim;
-    std::vector<TermSpec> terms;
-  } shapes[] = {
+  const Sizes shapes[] = {
       {"none", 200, 333, 256, 256, {}},
       {"causal", 270, 270, 192, 128, {Causal(kTopLeft)}},
       {"more_keys", 129, 450, 136, 192, {Causal(kBottomRight)}},
@@ -80,16 +91,7 @@ void AddWideHeads(Table* table) {
   for (const tandem_dtype dtype : {TANDEM_DTYPE_F16, TANDEM_DTYPE_BF16}) {
     int n = 0;
     for (const auto& shape : shapes) {
-      CaseSpec spec = Base(std::string("wide_") + shape.name + "_" + Name(dtype), dtype);
-      spec.layout = ++n % 3 == 0 ? TANDEM_LAYOUT_BSHD : TANDEM_LAYOUT_BHSD;
-      spec.q_rows = shape.q_rows;
-      spec.kv_rows = shape.kv_rows;
-      spec.qk_dim = shape.qk_dim;
-      spec.v_dim = shape.v_dim;
-      spec.terms = shape.terms;
-      spec.kv_heads = n % 2 + 1;
-      spec.sink = n % 4 == 0;
-      spec.out_f32 = n % 5 == 0;
+      CaseSpec spec = OfShape("wide_", shape, dtype, ++n);
       spec.scale = n == 4 ? -0.05f : spec.scale;
       table->Add(spec);
       if (n % 2 != 0) continue;
@@ -114,11 +116,7 @@ void AddWideHeads(Table* table) {
     table->Add(spec);
     spec.name = "wide_packed_" + Name(dtype);
     spec.scale = 0.1f;
-    spec.layout = TANDEM_LAYOUT_THD;
-    spec.q_lens = {300, 70, 0, 129, 20, 400};
-    spec.kv_lens = {300, 200, 33, 0, 140, 391};
-    spec.terms = {Causal(kBottomRight)};
-    table->Add(spec);
+    table->Add(SeveralPacked(spec));
   }
 }
 

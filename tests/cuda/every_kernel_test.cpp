@@ -163,14 +163,7 @@ class Graph {
   cudaGraphExec_t executable_ = nullptr;
 };
 
-class EveryKernel : public testing::TestWithParam<Kernel> {
- protected:
-  void SetUp() override {
-    if (GetParam().Available()) return;
-    ASSERT_FALSE(IsRequired(GetParam())) << GetParam().unavailable;
-    GTEST_SKIP() << GetParam().unavailable;
-  }
-};
+class EveryKernel : public EachCudaKernel {};
 
 // The plan of this kernel, forward or backward; null where it declines.
 std::unique_ptr<Plan> PlanOf(const Kernel& kernel, const OnDevice& c, bool is_backward) {
@@ -244,14 +237,6 @@ TEST_P(EveryKernel, ThousandRunsAreEqual) {
       ASSERT_TRUE(SameBits(c.Fetch(is_backward), first)) << "run " << run;
     }
   });
-}
-
-std::vector<Kernel> CudaKernels() {
-  std::vector<Kernel> kernels;
-  for (const Kernel& kernel : RegisteredKernels()) {
-    if (kernel.device == TANDEM_DEVICE_CUDA) kernels.push_back(kernel);
-  }
-  return kernels;
 }
 
 INSTANTIATE_TEST_SUITE_P(Cuda, EveryKernel, ::testing::ValuesIn(CudaKernels()),

@@ -4,6 +4,8 @@
 
 #include <gtest/gtest.h>
 
+#include <vector>
+
 #include "tandem/tandem.h"
 #include "tests/support/kernels.h"
 
@@ -18,6 +20,22 @@ class OnGpu : public testing::Test {
     GTEST_SKIP() << reason;
   }
 };
+
+// The same for one kernel, which this GPU may be too old for.
+class EachCudaKernel : public testing::TestWithParam<Kernel> {
+ protected:
+  void SetUp() override {
+    if (GetParam().Available()) return;
+    ASSERT_FALSE(IsRequired(GetParam())) << GetParam().unavailable;
+    GTEST_SKIP() << GetParam().unavailable;
+  }
+};
+
+inline std::vector<Kernel> CudaKernels() {
+  std::vector<Kernel> kernels = RegisteredKernels();
+  std::erase_if(kernels, [](const Kernel& kernel) { return kernel.device != TANDEM_DEVICE_CUDA; });
+  return kernels;
+}
 
 }  // namespace tandem::test
 

@@ -61,6 +61,13 @@ bool MustAcceptF32OnHopper(const CaseSpec& spec) {
          spec.dropout_rate == 0.0f && std::all_of(spec.terms.begin(), spec.terms.end(), is_served);
 }
 
+// TANDEM_CUDA_ARCH leaves Hopper's kernels out when it is set to anything but sm90.
+bool IsCapped(const Kernel& kernel) {
+  const char* cap = std::getenv("TANDEM_CUDA_ARCH");
+  return cap != nullptr && *cap != '\0' && std::string(cap) != "sm90" &&
+         Contains(kernel.name, ".sm90");
+}
+
 }  // namespace
 
 bool IsBiasOnHopper(const CaseSpec& spec) {
@@ -149,7 +156,7 @@ bool IsRequired(const std::string& hardware) {
 }
 
 bool IsRequired(const Kernel& kernel) {
-  return (kernel.device == TANDEM_DEVICE_CUDA && IsRequired("cuda")) ||
+  return (kernel.device == TANDEM_DEVICE_CUDA && IsRequired("cuda") && !IsCapped(kernel)) ||
          (Contains(kernel.name, "amx") && IsRequired("amx")) ||
          (Contains(kernel.name, "avx512") && IsRequired("avx512")) ||
          (Contains(kernel.name, "avx2") && IsRequired("avx2"));

@@ -301,6 +301,9 @@ class F32GradientWarpgroup {
   static constexpr int kTiles = kF32StepRows / 8;
   static constexpr int kElements = kF32StepRows / 2;
   static constexpr DType kPart = DType::kBF16;
+  // Products are added up by cutting bits off, which a sum over many of them does not stand: it is
+  // over steps that add_f32 rounds. So many columns of an addend have registers.
+  static constexpr int kAddendColumns = kHeadDim > 64 && !kKeepsKeys ? 128 : 64;
   using Products = float[kElements];
   using Fragments = uint32_t[kF32Parts][kF32StepRows / 16][4];
 
@@ -335,20 +338,36 @@ class F32GradientWarpgroup {
     CommitProducts();
   }
 
-  __device__ __forceinline__ void StartSum(float (&sum)[kHeadDim / 2], const Fragments& parts,
-                                           uint32_t step) {
-    Pin(sum);
+  // 64 or 128 columns of the product of parts with a step's rows, from zero.
+  __device__ __forceinline__ void StartAddend(const Fragments& parts, uint32_t step, int column) {
     FenceProducts();
 #pragma unroll
     for (int term = 0; term < kTerms; ++term) {
       const uint32_t tile =
-          ValueTile(step + SecondPart(term) * kPolicy.step_plane_bytes, kF32StepRows);
+          ValueTile(step + SecondPart(term) * kPolicy.step_plane_bytes, kF32StepRows) +
+          column / 64 * (kF32StepRows * 128 >> 4);
 #pragma unroll
       for (int k = 0; k < kF32StepRows / 16; ++k) {
-        AddValues<kPart>(sum, parts[FirstPart(term)][k], tile + k * (16 * 128 >> 4));
+        const uint32_t rows = tile + k * (16 * 128 >> 4);
+        if (term == 0 && k == 0) {
+          BeginValues<kPart>(addend_, parts[FirstPart(term)][k], rows);
+        } else {
+          AddValues<kPart>(addend_, parts[FirstPart(term)][k], rows);
+        }
       }
     }
     CommitProducts();
+  }
+  // sum += that product, of which the first columns were begun.
+  __device__ __forceinline__ void FinishSum(float (&sum)[kHeadDim / 2], const Fragments& parts,
+                                            uint32_t step) {
+#pragma unroll
+    for (int column = 0; column < kHeadDim; column += kAddendColumns) {
+      if (column > 0) StartAddend(parts, step, column);
+      WaitProducts<0>(addend_);
+#pragma unroll
+      for (int i = 0; i < kAddendColumns / 2; ++i) sum[column / 2 + i] += addend_[i];
+    }
   }
 
   static __device__ __forceinline__ void Split(const Products& x, Fragments& parts) {
@@ -381,7 +400,7 @@ class F32GradientWarpgroup {
     }
     if constexpr (kKeepsKeys) {
       Split(scores_, probabilities_);
-      StartSum(second_sum_, probabilities_, step + kPolicy.step_bytes);
+      StartAddend(probabilities_, step + kPolicy.step_bytes, 0);
       WaitProducts<1>(value_products_);
     } else {
       WaitProducts<0>(value_products_);
@@ -391,10 +410,12 @@ class F32GradientWarpgroup {
       const float gradient = core::ScoreGradient(scores_[i], value_products_[i], Of(offset_, i));
       value_products_[i] = IsVisible(bits, i) ? gradient : 0.0f;
     }
+    if constexpr (kKeepsKeys) {
+      FinishSum(second_sum_, probabilities_, step + kPolicy.step_bytes);
+    }
     Split(value_products_, gradients_);
-    StartSum(first_sum_, gradients_, step);
-    WaitProducts<0>(first_sum_);
-    if constexpr (kKeepsKeys) Pin(second_sum_);
+    StartAddend(gradients_, step, 0);
+    FinishSum(first_sum_, gradients_, step);
   }
 
   // ---- pairs ----
@@ -565,6 +586,7 @@ class F32GradientWarpgroup {
   Products value_products_;
   Fragments probabilities_;
   Fragments gradients_;
+  float addend_[kAddendColumns / 2];                 // of a sum, from one step
   float first_sum_[kHeadDim / 2];                    // dQ or dK
   float second_sum_[kKeepsKeys ? kHeadDim / 2 : 1];  // dV
 };

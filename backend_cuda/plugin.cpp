@@ -127,6 +127,9 @@ cudaError_t LaunchHopper(const ForwardParams& shorts, const hopper::Params& para
   if (shorts.problem.alibi_slopes != nullptr) {
     return hopper::LaunchAlibi<kDType, kBucket>(params, stream);
   }
+  if (shorts.problem.softcap > 0.0f || shorts.problem.dropout.enabled != 0) {
+    return hopper::LaunchTerms<kDType, kBucket>(params, stream);
+  }
   return params.has_words != 0 ? hopper::LaunchWords<kDType, kBucket>(params, stream)
                                : hopper::LaunchForward<kDType, kBucket>(params, stream);
 }

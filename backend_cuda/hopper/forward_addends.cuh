@@ -17,11 +17,6 @@ struct Origin {
   bool is_extreme;
 };
 
-// A score from a product.
-__device__ __forceinline__ float WithAddend(const ScoreScale& scale, float product, float addend) {
-  return fmaf(product, scale.scale, addend);
-}
-
 // Where nothing is.
 struct NoAddends {
   struct Pairs {};
@@ -70,13 +65,15 @@ class BiasRows {
     const uint32_t stage = (kParts * step + n / 4) % kStages;
     LoadMatrices(pairs.word, (address_ + stage * kBytes) ^ n % 4 << 5);
   }
-  __device__ __forceinline__ float Value(const Pairs& pairs, int pair, int e) const {
-    return e == 0 ? UnpackLow<kDType>(pairs.word[pair]) : UnpackHigh<kDType>(pairs.word[pair]);
+  __device__ __forceinline__ float Score(const ScoreScale& scale, float product, const Pairs& pairs,
+                                         int pair, int e) const {
+    return fmaf(product, scale.scale, Value(pairs, pair, e));
   }
   // In units of base 2, less an offset.
-  __device__ __forceinline__ float Exponent(const Pairs& pairs, int pair, int e,
+  __device__ __forceinline__ float Exponent(const ScoreScale& scale, float product,
+                                            const Pairs& pairs, int pair, int e,
                                             float offset) const {
-    return fmaf(Value(pairs, pair, e), core::kLog2e, -offset);
+    return fmaf(product, scale.log2_scale, fmaf(Value(pairs, pair, e), core::kLog2e, -offset));
   }
 
   // Clears the bits of pairs that a bias of -inf hides.
@@ -98,6 +95,10 @@ class BiasRows {
   }
 
  private:
+  __device__ __forceinline__ float Value(const Pairs& pairs, int pair, int e) const {
+    return e == 0 ? UnpackLow<kDType>(pairs.word[pair]) : UnpackHigh<kDType>(pairs.word[pair]);
+  }
+
   static constexpr int kStages = State::kPolicy.bias_stages;
   static constexpr uint32_t kBytes = State::kPolicy.bias_bytes;
   static constexpr int kParts = State::kPolicy.bias_parts;
@@ -135,12 +136,15 @@ class AlibiRows {
     // Opaque, so that distances are not kept from one use of them to the next.
     asm volatile("" : "+f"(pairs.first));
   }
-  __device__ __forceinline__ float Value(const Pairs& pairs, int pair, int e) const {
-    return -slope_ * fabsf(Distance(pairs, pair, e));
+  __device__ __forceinline__ float Score(const ScoreScale& scale, float product, const Pairs& pairs,
+                                         int pair, int e) const {
+    return fmaf(product, scale.scale, -slope_ * fabsf(Distance(pairs, pair, e)));
   }
-  __device__ __forceinline__ float Exponent(const Pairs& pairs, int pair, int e,
+  __device__ __forceinline__ float Exponent(const ScoreScale& scale, float product,
+                                            const Pairs& pairs, int pair, int e,
                                             float offset) const {
-    return fmaf(fabsf(Distance(pairs, pair, e)), -slope_ * core::kLog2e, -offset);
+    const float distance = fabsf(Distance(pairs, pair, e));
+    return fmaf(product, scale.log2_scale, fmaf(distance, -slope_ * core::kLog2e, -offset));
   }
 
  private:
@@ -180,9 +184,9 @@ __device__ __forceinline__ void AddendExponentials(const Addends& addends,
       for (int e = 0; e < 2; ++e) {
         const int t = 2 * n + i / 2;
         float& score = scores[4 * t + 2 * r + e];
-        float x = fmaf(score, scale.log2_scale, addends.Exponent(pairs, i, e, origins[r].offset));
+        float x = addends.Exponent(scale, score, pairs, i, e, origins[r].offset);
         if constexpr (kIsSlow) {
-          const float whole = WithAddend(scale, score, addends.Value(pairs, i, e));
+          const float whole = addends.Score(scale, score, pairs, i, e);
           if (origins[r].is_extreme) x = (whole - origins[r].natural) * core::kLog2e;
         }
         if constexpr (kIsPartial) {

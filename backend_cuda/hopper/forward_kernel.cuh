@@ -23,6 +23,7 @@
 #include "backend_cuda/hopper/forward_non_finite.cuh"
 #include "backend_cuda/hopper/forward_output.cuh"
 #include "backend_cuda/hopper/forward_steps.cuh"
+#include "backend_cuda/hopper/forward_terms.cuh"
 #include "backend_cuda/hopper/forward_words.cuh"
 #include "backend_cuda/row_output.cuh"
 
@@ -97,10 +98,14 @@ class Warpgroup : WarpgroupSteps<kHeadDim, kVariant> {
       kPolicy.query_stages == 1 && !kPolicy.has_query_in_registers;
   // There are no registers for all rounded output beside that which it is made from.
   static constexpr bool kRoundsAgain = kHeadDim > 128;
-  static constexpr bool kHasAddends = HasBias(kVariant) || HasAlibi(kVariant);
+  static constexpr bool kHasAddends = HasAddends(kVariant);
+  static constexpr bool kHasTerms = HasScoreTerms(kVariant);
+  // What is added may be lower than exp2 can take in whole tiles of a row (-inf, the lowest finite
+  // value): rows of such references take steps of their own.
+  static constexpr bool kMayBeSlow = kHasAddends && !kHasTerms;
   // Rows without a reference that exp2 can take have an offset of -inf, with which all that they
   // see becomes infinite: that takes no more than the look at the sums.
-  static constexpr bool kTripsByOffset = !kHasAddends && !kIsCareful;
+  static constexpr bool kTripsByOffset = !kMayBeSlow && !kIsCareful;
   // Sums of a lane's exponentials beyond which a row gets a new reference; in f16 each exponential
   // must stay below 65504.
   static constexpr float kBound = kDType == DType::kF16 ? 32768.0f : 1.152921504606847e18f;
@@ -354,7 +359,7 @@ class Warpgroup : WarpgroupSteps<kHeadDim, kVariant> {
   __device__ __forceinline__ void Exponentials(const Tile& tile) {
     const bool is_partial = kVariant != Variant::kPlain && tile.IsPartial();
     if (is_partial) FinishBits(tile);
-    if constexpr (kHasAddends) {
+    if constexpr (kMayBeSlow) {
       if (kIsCareful || has_slow_rows_) {
         addends_.Hide(steps_, bits_.row);
         AddendExponentials<true, true>();
@@ -363,6 +368,8 @@ class Warpgroup : WarpgroupSteps<kHeadDim, kVariant> {
       } else {
         AddendExponentials<false, false>();
       }
+    } else if (HasSoftcap()) {
+      is_partial ? AddendExponentials<true, false>() : AddendExponentials<false, false>();
     } else if (is_partial) {
       Exponentials<true>();
     } else {
@@ -410,12 +417,20 @@ class Warpgroup : WarpgroupSteps<kHeadDim, kVariant> {
       parts_[r] = even + odd;
     }
   }
+  __device__ __forceinline__ bool HasSoftcap() const {
+    if constexpr (kHasTerms) return addends_.HasSoftcap();
+    return false;
+  }
   // The same with something added.
   template <bool kIsPartial, bool kIsSlow>
   __device__ __forceinline__ void AddendExponentials() {
-    const Origin origins[2] = {OriginOf(0), OriginOf(1)};
-    hopper::AddendExponentials<kIsPartial, kIsSlow>(
-        addends_, first_addends_, steps_, params_.score_scale, origins, bits_.row, scores_, parts_);
+    if constexpr (kHasAddends) {
+      Origin origins[2] = {OriginOf(0), OriginOf(1)};
+      for (int r = 0; r < 2; ++r) origins[r].offset = offset_[r];
+      hopper::AddendExponentials<kIsPartial, kIsSlow>(addends_, first_addends_, steps_,
+                                                      params_.score_scale, origins, bits_.row,
+                                                      scores_, parts_);
+    }
   }
   // What is added to the first scores of a tile, while they are under way.
   __device__ __forceinline__ void BeginAddends(const Tile& tile) {
@@ -466,7 +481,7 @@ class Warpgroup : WarpgroupSteps<kHeadDim, kVariant> {
 #pragma unroll
         for (int i = 0; i < 8; ++i) {
           float& score = scores_[8 * n + i];
-          score = WithAddend(params_.score_scale, score, addends_.Value(pairs, i / 2, i % 2));
+          score = addends_.Score(params_.score_scale, score, pairs, i / 2, i % 2);
         }
       }
     }
@@ -563,7 +578,9 @@ class Warpgroup : WarpgroupSteps<kHeadDim, kVariant> {
           const float high = Exponential(scores[t][2 * r + 1], origins[r]);
           if (!is_again[r]) continue;
           sum_[r] += low + high;
-          probabilities_[step][2 * t + r] = PackPair<kDType>(low, high);
+          const int bit = 4 * step + 2 * t;
+          probabilities_[step][2 * t + r] =
+              PackPair<kDType>(Kept(low, r, bit), Kept(high, r, bit + 1));
         }
       }
     }
@@ -602,7 +619,7 @@ class Warpgroup : WarpgroupSteps<kHeadDim, kVariant> {
 #pragma unroll
       for (int i = 0; i < 8; ++i) {
         float& score = scores[i / 4][i % 4];
-        score = WithAddend(params_.score_scale, score, addends_.Value(pairs, i / 2, i % 2));
+        score = addends_.Score(params_.score_scale, score, pairs, i / 2, i % 2);
       }
     }
 #pragma unroll
@@ -617,10 +634,8 @@ class Warpgroup : WarpgroupSteps<kHeadDim, kVariant> {
     if constexpr (kHasAddends) return ScaleBy(1.0f);
     return params_.score_scale;
   }
-  // What is added may be lower than exp2 can take in whole tiles of a row (-inf, the lowest finite
-  // value): rows of such references take steps of their own.
   __device__ __forceinline__ void FindSlowRows() {
-    if constexpr (kHasAddends) {
+    if constexpr (kMayBeSlow) {
       has_slow_rows_ = __any_sync(
           ~0u, classic_rows_ != 0 || IsExtreme(reference_[0]) || IsExtreme(reference_[1]));
     }
@@ -650,7 +665,7 @@ class Warpgroup : WarpgroupSteps<kHeadDim, kVariant> {
     reference_[r] = raised;
     offset_[r] = core::SoftmaxReference(raised) * RowScale().log2_scale;
     const bool stays_classic =
-        raised == core::NegativeInfinity() || (!kHasAddends && IsExtreme(raised)) || is_strict_;
+        raised == core::NegativeInfinity() || (!kMayBeSlow && IsExtreme(raised)) || is_strict_;
     if constexpr (kTripsByOffset) {
       if (stays_classic) offset_[r] = core::NegativeInfinity();
     }
@@ -662,14 +677,29 @@ class Warpgroup : WarpgroupSteps<kHeadDim, kVariant> {
     return MaxKeepNan(value, __shfl_xor_sync(~0u, value, 2));
   }
 
+  // A probability as it meets a value; bit: of the lane's bits of row r.
+  template <bool kIsDrawn = true>
+  __device__ __forceinline__ float Kept(float probability, int r, int bit) const {
+    if constexpr (kHasTerms && kIsDrawn) return addends_.Kept(probability, r, bit);
+    return probability;
+  }
   // Probabilities as fragments of the product with V.
+  __device__ __forceinline__ void Pack() {
+    if constexpr (kHasTerms) {
+      addends_.HasDropout() ? Pack<true>() : Pack<false>();
+    } else {
+      Pack<false>();
+    }
+  }
+  template <bool kIsDrawn>
   __device__ __forceinline__ void Pack() {
 #pragma unroll
     for (int t = 0; t < kScoreTiles; ++t) {
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
         probabilities_[t / 2][t % 2 * 2 + r] =
-            PackPair<kDType>(scores_[4 * t + 2 * r], scores_[4 * t + 2 * r + 1]);
+            PackPair<kDType>(Kept<kIsDrawn>(scores_[4 * t + 2 * r], r, 2 * t),
+                             Kept<kIsDrawn>(scores_[4 * t + 2 * r + 1], r, 2 * t + 1));
       }
     }
   }
@@ -684,6 +714,10 @@ class Warpgroup : WarpgroupSteps<kHeadDim, kVariant> {
         [&] { ArriveAndWait(Barrier(state_.values_known), meetings_++ & 1); });
   }
   __device__ __forceinline__ void MarkNonFinite(const Tile& tile) {
+    if constexpr (kHasTerms) {
+      bits_.row[0] &= addends_.KeptBits(0);
+      bits_.row[1] &= addends_.KeptBits(1);
+    }
     hopper::MarkNonFinite<kDType>(problem_, *item_, tile.FirstKey(), state_.non_finite_keys,
                                   bits_.row, lane_, output_);
   }
@@ -809,8 +843,10 @@ class Warpgroup : WarpgroupSteps<kHeadDim, kVariant> {
   const Problem& problem_;
   const uint32_t query_;  // shared addresses
   const uint32_t keys_;   // of the stages of K; those of V follow
-  using Addends = std::conditional_t<HasBias(kVariant), BiasRows<kDType, kHeadDim, kVariant>,
-                                     std::conditional_t<HasAlibi(kVariant), AlibiRows, NoAddends>>;
+  using Addends = std::conditional_t<
+      HasBias(kVariant), BiasRows<kDType, kHeadDim, kVariant>,
+      std::conditional_t<HasAlibi(kVariant), AlibiRows,
+                         std::conditional_t<kHasTerms, ScoreTerms<kBlockKeys>, NoAddends>>>;
   Addends addends_;
   typename Addends::Pairs first_addends_;  // of a tile that is not the first
   const Item* item_;
@@ -831,7 +867,7 @@ class Warpgroup : WarpgroupSteps<kHeadDim, kVariant> {
   uint32_t meetings_ = 0;  // phases of values_known
   bool has_tripped_;
   bool is_strict_;
-  bool has_slow_rows_ = false;  // of this warp (kHasAddends)
+  bool has_slow_rows_ = false;  // of this warp (kMayBeSlow)
 };
 
 }  // namespace tandem::cuda::hopper

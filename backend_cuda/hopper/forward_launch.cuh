@@ -138,6 +138,10 @@ template <core::DType kDType, int kHeadDim>
 cudaError_t LaunchAlibi(const Params& params, cudaStream_t stream) {
   return LaunchBoth<kDType, kHeadDim, Variant::kAlibi, Variant::kAlibiCareful>(params, stream);
 }
+template <core::DType kDType, int kHeadDim>
+cudaError_t LaunchTerms(const Params& params, cudaStream_t stream) {
+  return LaunchBoth<kDType, kHeadDim, Variant::kTerms, Variant::kTermsCareful>(params, stream);
+}
 
 }  // namespace tandem::cuda::hopper
 

@@ -198,7 +198,7 @@ static __device__ __forceinline__ bool IsFlagged(const CarefulFlags& flags) {
 // Whether there are words (params.has_words), where that is not known from the variant.
 template <Variant kVariant>
 static __device__ __forceinline__ bool HasWords(const Params& params) {
-  if constexpr (HasBias(kVariant) || HasAlibi(kVariant)) return params.has_words != 0;
+  if constexpr (HasAddends(kVariant)) return params.has_words != 0;
   return MayHaveWords(kVariant);
 }
 

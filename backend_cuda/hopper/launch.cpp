@@ -129,6 +129,11 @@ bool HasListsAcrossTiles(const Problem& p) {
   return is_cut;
 }
 
+// Scores with softcap have errors of 2^-22 of the cap (ScoreTerms).
+bool HasOrdinarySoftcap(const Problem& p) {
+  return !(p.softcap > 0.0f) || (p.softcap >= 0x1p-16f && p.softcap <= 256.0f);
+}
+
 constexpr int64_t kPairedItems = 1024;  // from where on pairs still occupy all multiprocessors
 
 }  // namespace
@@ -155,8 +160,13 @@ bool Declines(const Problem& p, core::Text* reason) {
   if (p.qk_dim > kMostForwardHeadDim || p.v_dim > kMostForwardHeadDim) {
     Format(reason, "it serves head dimensions up to %d, and these are %lld (q, k) and %lld (v)",
            kMostForwardHeadDim, static_cast<long long>(p.qk_dim), static_cast<long long>(p.v_dim));
-  } else if (p.softcap > 0.0f || p.dropout.enabled != 0) {
-    Format(reason, "it serves no %s", p.softcap > 0.0f ? "softcap" : "dropout");
+  } else if ((p.softcap > 0.0f || p.dropout.enabled != 0) &&
+             (p.alibi_slopes != nullptr || p.bias.data != nullptr)) {
+    Format(reason, "it serves %s or %s, and there are both",
+           p.softcap > 0.0f ? "softcap" : "dropout", p.bias.data != nullptr ? "a bias" : "ALiBi");
+  } else if (p.dropout.enabled != 0 && p.kv_offset % 4 != 0) {
+    Format(reason, "with dropout it serves kv_offset that is a multiple of 4, not %lld",
+           static_cast<long long>(p.kv_offset));
   } else if (p.alibi_slopes != nullptr && p.bias.data != nullptr) {
     Format(reason, "it serves a bias or ALiBi, and there are both");
   } else if (p.bias.data != nullptr && DeclinesBias(p, reason)) {
@@ -205,7 +215,7 @@ int64_t WorkspaceBytes(const Problem& problem) {
 }
 
 bool MakeParams(const Problem& p, void* workspace, Params* params) {
-  if (!HasOrdinaryScale(p)) return false;
+  if (!HasOrdinaryScale(p) || !HasOrdinarySoftcap(p)) return false;
   const TilePolicy policy = PolicyOf(p);
   const bool is_packed = core::IsPacked(p);
   const int64_t q_rows = is_packed ? p.q_total : p.q_rows;

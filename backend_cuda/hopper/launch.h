@@ -17,7 +17,7 @@ bool Declines(const core::Problem& problem, core::Text* reason);
 int64_t WorkspaceBytes(const core::Problem& problem);
 
 // False where a pointer or the scale, which no plan knows, is not one that these kernels serve: an
-// address that is no multiple of 16, a scale that is 0 or far from 1.
+// address that is no multiple of 16, a scale that is 0 or far from 1, a softcap beyond 256.
 bool MakeParams(const core::Problem& problem, void* workspace, Params* params);
 
 // Whether these kernels do not serve a bias that there is.
@@ -44,8 +44,9 @@ bool MakeTensorMap(const core::Problem& problem, const core::Array4& array, int6
 // Fills the queue, where there is one: to be launched before the kernels, which wait for it.
 cudaError_t LaunchFillQueue(const Params& params, cudaStream_t stream);
 
-// One of these serves a problem: LaunchBias or LaunchAlibi where there is such a term, else
-// LaunchWords where params.has_words, else LaunchForward. kHeadDim: ForwardBucket(max(Dqk, Dv)).
+// One of these serves a problem: LaunchBias, LaunchAlibi or LaunchTerms (softcap and dropout) where
+// there is such a term, else LaunchWords where params.has_words, else LaunchForward. kHeadDim:
+// ForwardBucket(max(Dqk, Dv)).
 template <core::DType kDType, int kHeadDim>
 cudaError_t LaunchForward(const Params& params, cudaStream_t stream);
 template <core::DType kDType, int kHeadDim>
@@ -54,6 +55,8 @@ template <core::DType kDType, int kHeadDim>
 cudaError_t LaunchBias(const Params& params, cudaStream_t stream);
 template <core::DType kDType, int kHeadDim>
 cudaError_t LaunchAlibi(const Params& params, cudaStream_t stream);
+template <core::DType kDType, int kHeadDim>
+cudaError_t LaunchTerms(const Params& params, cudaStream_t stream);
 
 }  // namespace tandem::cuda::hopper
 

@@ -42,9 +42,9 @@ struct TilePolicy {
 inline constexpr int kBiasKeys = 64;
 
 // What a kernel is compiled for. kPlain: only lengths hide pairs. kBands: also bands
-// (core::SeesIntervals). kMasked: also a dense term. kWords: all terms. kBias, kAlibi: all terms,
-// and a bias of the type of Q, or ALiBi. The careful ones are for the row blocks whose output has a
-// non-finite element.
+// (core::SeesIntervals). kMasked: also a dense term. kWords: all terms. kBias, kAlibi, kTerms: all
+// terms, and a bias of the type of Q, ALiBi, or softcap and dropout. The careful ones are for the
+// row blocks whose output has a non-finite element.
 enum class Variant {
   kPlain,
   kBands,
@@ -56,10 +56,13 @@ enum class Variant {
   kBiasCareful,
   kAlibi,
   kAlibiCareful,
+  kTerms,
+  kTermsCareful,
 };
 TANDEM_HD constexpr bool IsCareful(Variant variant) {
   return variant == Variant::kCareful || variant == Variant::kWordsCareful ||
-         variant == Variant::kBiasCareful || variant == Variant::kAlibiCareful;
+         variant == Variant::kBiasCareful || variant == Variant::kAlibiCareful ||
+         variant == Variant::kTermsCareful;
 }
 TANDEM_HD constexpr bool MayHaveDense(Variant variant) {
   return variant != Variant::kPlain && variant != Variant::kBands;
@@ -70,9 +73,15 @@ TANDEM_HD constexpr bool HasBias(Variant variant) {
 TANDEM_HD constexpr bool HasAlibi(Variant variant) {
   return variant == Variant::kAlibi || variant == Variant::kAlibiCareful;
 }
+TANDEM_HD constexpr bool HasScoreTerms(Variant variant) {
+  return variant == Variant::kTerms || variant == Variant::kTermsCareful;
+}
+// Whether scores are more than products by a scale.
+TANDEM_HD constexpr bool HasAddends(Variant variant) {
+  return HasBias(variant) || HasAlibi(variant) || HasScoreTerms(variant);
+}
 TANDEM_HD constexpr bool MayHaveWords(Variant variant) {
-  return HasBias(variant) || HasAlibi(variant) || variant == Variant::kWords ||
-         variant == Variant::kWordsCareful;
+  return HasAddends(variant) || variant == Variant::kWords || variant == Variant::kWordsCareful;
 }
 // Whether a warp copies a tile's dense bits to shared memory, where the warpgroups read them; else
 // they read them where they are.
@@ -90,7 +99,8 @@ constexpr TilePolicy ForwardPolicy(int head_dim, Variant variant = Variant::kPla
   policy.block_keys = head_dim > 128 ? 64 : 128;
   policy.bias_parts = policy.block_keys / kBiasKeys;
   policy.threads = (policy.warpgroups + 1) * kWarpgroupThreads;
-  policy.has_query_in_registers = head_dim == 128;
+  // Draws need registers.
+  policy.has_query_in_registers = head_dim == 128 && !HasScoreTerms(variant);
   policy.registers = policy.warpgroups == 3 ? 160 : 232;
   policy.loading_registers = policy.warpgroups == 3 ? 32 : 40;
   policy.query_bytes = policy.block_rows * head_dim * 2;

@@ -299,6 +299,7 @@ std::vector<CaseSpec> CaseTable() {
   AddMemory(&table);
   AddSeveralTiles(&table);
   AddWideHeads(&table);
+  AddScoreTerms(&table);
   return table.Take();
 }
 

@@ -50,6 +50,7 @@ void AddEmpty(Table* table);
 // case_table_tiles.cpp
 void AddSeveralTiles(Table* table);
 void AddWideHeads(Table* table);
+void AddScoreTerms(Table* table);
 
 }  // namespace tandem::test
 

@@ -120,4 +120,54 @@ void AddWideHeads(Table* table) {
   }
 }
 
+// Softcap and dropout over several tiles, alone and together, with every kind of mask term.
+void AddScoreTerms(Table* table) {
+  const struct {
+    Sizes sizes;
+    float softcap;
+    float dropout_rate;
+  } shapes[] = {
+      {{"none", 200, 333, 64, 64, {}}, 20.0f, 0.2f},
+      {{"causal", 270, 270, 128, 128, {Causal(kTopLeft)}}, 0.0f, 0.1f},
+      {{"dense_causal", 333, 333, 64, 40, {Dense(3), Causal(kBottomRight)}}, 0.0f, 0.5f},
+      {{"segments", 300, 300, 256, 256, {Segments(4, true), Causal(kTopLeft)}}, 30.0f, 0.0f},
+      {{"padding", 193, 390, 192, 160, {Lengths(true, true)}}, 0.0f, 0.3f},
+      {{"ranges", 210, 456, 128, 72, {RowRanges(2)}}, 2.0f, 0.1f},
+      {{"dense", 200, 333, 128, 128, {Dense(4)}}, 5.0f, 0.0f},
+      {{"blocks", 300, 456, 256, 128, {BlockSparse(128, 128)}}, 1000.0f, 0.9f},
+  };
+  for (const tandem_dtype dtype : {TANDEM_DTYPE_F16, TANDEM_DTYPE_BF16}) {
+    int n = 0;
+    for (const auto& shape : shapes) {
+      CaseSpec spec = OfShape("terms_", shape.sizes, dtype, ++n);
+      spec.softcap = shape.softcap;
+      spec.dropout_rate = shape.dropout_rate;
+      spec.scale = n == 6 ? -0.7f : spec.scale;
+      table->Add(spec);
+    }
+    // A row's maximum leaves that of its first tile far behind.
+    CaseSpec spec = Base("terms_spread_scores_" + Name(dtype), dtype);
+    spec.q_rows = 150;
+    spec.kv_rows = 600;
+    spec.scale = 6.0f;
+    spec.dropout_rate = 0.2f;
+    table->Add(spec);
+    spec.name = "terms_spread_softcap_" + Name(dtype);
+    spec.softcap = 100.0f;
+    spec.qk_dim = spec.v_dim = 128;
+    table->Add(spec);
+    spec.name = "terms_packed_" + Name(dtype);
+    spec.scale = 0.1f;
+    table->Add(SeveralPacked(spec));
+    spec.name = "terms_shard_" + Name(dtype);
+    spec.q_rows = 140;
+    spec.kv_rows = 210;
+    spec.q_offset = 70;
+    spec.kv_offset = 36;
+    spec.global_q_len = 230;
+    spec.global_kv_len = 260;
+    table->Add(spec);
+  }
+}
+
 }  // namespace tandem::test

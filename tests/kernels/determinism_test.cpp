@@ -41,6 +41,10 @@ std::vector<CaseSpec> Specs() {
     masked.dropout_rate = 0.2f;
     masked.sink = true;
     specs.push_back(masked);
+    masked.name = "terms";
+    masked.bias = {};
+    masked.softcap = 10.0f;
+    specs.push_back(masked);
     CaseSpec decode = Base("decode", dtype);  // short queries, where keys may be split
     decode.q_rows = 1;
     decode.kv_rows = 900;
@@ -51,7 +55,7 @@ std::vector<CaseSpec> Specs() {
     packed.kv_lens = {200, 130, 64};
     packed.terms = {Causal(TANDEM_ALIGN_BOTTOM_RIGHT), Dense(4)};
     specs.push_back(packed);
-    for (size_t n = specs.size() - 4; n < specs.size(); ++n) specs[n].name += suffix;
+    for (size_t n = specs.size() - 5; n < specs.size(); ++n) specs[n].name += suffix;
   }
   return specs;
 }

@@ -58,6 +58,17 @@ std::vector<CaseSpec> PoisonSpecs() {
   bias.sink = true;
   bias.dropout_rate = 0.3f;
   specs.push_back(bias);
+  CaseSpec terms = Base("softcap", {Causal(TANDEM_ALIGN_TOP_LEFT), Dense(2)});
+  terms.softcap = 3.0f;
+  specs.push_back(terms);
+  terms.name = "dropout";
+  terms.softcap = 0.0f;
+  terms.dropout_rate = 0.4f;
+  specs.push_back(terms);
+  terms.name = "softcap_dropout_wide";
+  terms.softcap = 3.0f;
+  terms.v_dim = 192;
+  specs.push_back(terms);
   CaseSpec packed = Base("packed", {Causal(TANDEM_ALIGN_BOTTOM_RIGHT), Lengths(true, true)});
   packed.layout = TANDEM_LAYOUT_THD;
   packed.q_lens = {70, 0, 40};

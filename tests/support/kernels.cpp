@@ -25,8 +25,8 @@ bool IsDefault(const Strides& strides) {
          strides.broadcast == 0;
 }
 
-// efficient_cuda.sm90: scores that are scaled products and a bias of their type, and tensors that
-// the tensor memory accelerator can copy.
+// efficient_cuda.sm90: scaled products, and a bias of their type or softcap and dropout; tensors
+// that the tensor memory accelerator can copy.
 bool MustAcceptOnHopper(const CaseSpec& spec) {
   const int64_t widest = std::max(spec.qk_dim, spec.v_dim);
   const auto is_served = [&](const TermSpec& term) {
@@ -35,9 +35,13 @@ bool MustAcceptOnHopper(const CaseSpec& spec) {
             (widest > 64 && term.q_block % 128 == 0 &&
              term.kv_block % (widest > 128 ? 64 : 128) == 0));
   };
-  return widest <= 256 && spec.qk_dim % 8 == 0 && spec.v_dim % 8 == 0 && spec.softcap == 0.0f &&
-         spec.alibi_rank == 0 && spec.dropout_rate == 0.0f && IsBiasOnHopper(spec) &&
-         IsDefault(spec.q_strides) && IsDefault(spec.k_strides) && IsDefault(spec.v_strides) &&
+  const bool has_terms = spec.softcap != 0.0f || spec.dropout_rate != 0.0f;
+  const bool are_terms_served =
+      !has_terms || (spec.bias.dtype == TANDEM_DTYPE_UNSET &&
+                     (spec.dropout_rate == 0.0f || spec.kv_offset % 4 == 0));
+  return widest <= 256 && spec.qk_dim % 8 == 0 && spec.v_dim % 8 == 0 && are_terms_served &&
+         spec.alibi_rank == 0 && IsBiasOnHopper(spec) && IsDefault(spec.q_strides) &&
+         IsDefault(spec.k_strides) && IsDefault(spec.v_strides) &&
          std::all_of(spec.terms.begin(), spec.terms.end(), is_served);
 }
 

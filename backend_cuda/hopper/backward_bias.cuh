@@ -115,8 +115,8 @@ class BiasGradientLoader {
       if (lane_ == 0) {
         state_.steps[Slot()] = {StepTile::kEnd, 0, 0};
         Arrive(full);
-        Arrive(full);
       }
+      Arrive(full);
     }
   }
 
@@ -167,9 +167,9 @@ class BiasGradientLoader {
       if (lane_ == 0) {
         state_.steps[Slot()] = {first | BiasStep::kIdle, index, 0};
         Arrive(full);
-        Arrive(full);
         Arrive(second_full);
       }
+      Arrive(full);
     }
     ++steps_;
   }
@@ -235,8 +235,7 @@ class BiasGradientLoader {
             RowWord(base_, rows, properties, tile.first_query + n, tile.first_key);
       }
     }
-    __syncwarp();
-    if (lane_ == 0) Arrive(full);
+    Arrive(full);
   }
 
   // Rows of Q or dO, then of K or V.
@@ -316,8 +315,7 @@ class BiasGradientWarpgroup {
   static constexpr int kTiles = kStepRows / 8;
 
   __device__ __forceinline__ void Release(uint32_t stage) const {
-    __syncwarp();
-    if (lane_ == 0) Arrive(SharedAddress(&state_.empty[stage]));
+    Arrive(SharedAddress(&state_.empty[stage]));
   }
 
   // The bias stays in registers; bits of the pairs that it hides are clear.
@@ -338,8 +336,7 @@ class BiasGradientWarpgroup {
         if (bias_[n][i] >> 16 == kHidden) bits_ &= ~(2u << bit);
       }
     }
-    __syncwarp();
-    if (lane_ == 0) Arrive(SharedAddress(&state_.bias_empty));
+    Arrive(SharedAddress(&state_.bias_empty));
     has_hidden_ = __any_sync(~0u, bits_ != ~0u) != 0;
 #pragma unroll
     for (int i = 0; i < kStepRows / 2; ++i) sum_[i] = 0.0f;

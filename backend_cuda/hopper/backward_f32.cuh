@@ -118,8 +118,8 @@ class F32GradientLoader {
       if (lane_ == 0) {
         state_.tiles[steps_ % kPolicy.stages] = {StepTile::kEnd, 0, 0};
         Arrive(full);
-        Arrive(full);
       }
+      Arrive(full);
     }
   }
 
@@ -213,8 +213,7 @@ class F32GradientLoader {
         state_.words[stage][n] = RowWord(base_, RowsOf(tile.head), tile.properties, query + n, key);
       }
     }
-    __syncwarp();
-    if (lane_ == 0) Arrive(full);
+    Arrive(full);
   }
 
   // 32 rows of the parts of both tensors of a side, into tiles of `kTileRows` rows.
@@ -291,8 +290,7 @@ class F32GradientWarpgroup {
       const uint32_t properties = __shfl_sync(~0u, state_.tiles[stage].properties, 0);
       if ((properties & StepTile::kEnd) != 0) break;
       Visit(stage, properties);
-      __syncwarp();
-      if (lane_ == 0) Arrive(SharedAddress(&state_.empty[stage]));
+      Arrive(SharedAddress(&state_.empty[stage]));
     }
     AddUp();
   }
@@ -624,8 +622,9 @@ __global__ void __launch_bounds__(MakeF32BackwardPolicy(kHeadDim).threads, 1)
   if (threadIdx.x == 0) {
     for (int stage = 0; stage < kPolicy.stages; ++stage) {
       // Once the copies are begun, and once words and statistics are written.
-      InitBarrier(SharedAddress(&state.full[stage]), 2);
-      InitBarrier(SharedAddress(&state.empty[stage]), kWarpgroupThreads / kWarpSize);
+      // By each lane, as those of backward_loading.cuh.
+      InitBarrier(SharedAddress(&state.full[stage]), 1 + kWarpSize);
+      InitBarrier(SharedAddress(&state.empty[stage]), kWarpgroupThreads);
     }
     InitBarrier(SharedAddress(&state.kept_full), 1);
     PublishBarriers();

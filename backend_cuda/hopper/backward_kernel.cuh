@@ -118,8 +118,7 @@ class GradientWarpgroup {
     return {__shfl_sync(~0u, tile.word, 0), tile.head};
   }
   __device__ __forceinline__ void Release(uint32_t step) const {
-    __syncwarp();
-    if (lane_ == 0) Arrive(SharedAddress(&state_.empty[step % kStages]));
+    Arrive(SharedAddress(&state_.empty[step % kStages]));
   }
   __device__ __forceinline__ uint32_t Stage() const {
     return __shfl_sync(~0u, steps_, 0) % kStages;

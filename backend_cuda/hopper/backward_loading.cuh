@@ -34,9 +34,11 @@ inline constexpr int kGradientSharedBytes =
     GradientState<kHeadDim, kSide, kHasBias>::kOffset +
     static_cast<int>(sizeof(GradientState<kHeadDim, kSide, kHasBias>));
 
-// The full barriers: once the copies are begun, and once words and statistics are written.
-inline constexpr int kFullArrivals = 2;
-inline constexpr int kEmptyArrivals = 8;  // warps with rows
+// By each lane of a warp: racecheck takes ordinary stores and loads of a thread for ordered by its
+// own arrival only. The full barriers: once the copies are begun, and by those who write words and
+// statistics.
+inline constexpr int kFullArrivals = 1 + kWarpSize;
+inline constexpr int kEmptyArrivals = 8 * kWarpSize;  // warps with rows
 
 template <int kHeadDim, GradientSide kSide, bool kHasBias>
 class GradientLoader : private GradientTiles<kSide, kHasBias> {
@@ -83,8 +85,8 @@ class GradientLoader : private GradientTiles<kSide, kHasBias> {
     if (lane_ == 0) {
       state_.tiles[steps_ % kPolicy.stages] = {StepTile::kEnd, 0};
       Arrive(full);
-      Arrive(full);
     }
+    Arrive(full);
   }
 
  private:
@@ -124,8 +126,7 @@ class GradientLoader : private GradientTiles<kSide, kHasBias> {
         state_.offset[stage][StatisticsPlace(n + lane_)] = statistics.offset;
       }
     }
-    __syncwarp();
-    if (lane_ == 0) Arrive(full);
+    Arrive(full);
   }
 
   // 64 rows of both tensors of a side, into tiles of `kTileRows` rows.

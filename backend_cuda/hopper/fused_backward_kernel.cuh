@@ -46,7 +46,7 @@ class FusedGradientWarpgroup {
       Wait(SharedAddress(&state_.kept_full), turn & 1);
       const StepTile tile = WaitForTile(query_stage_, query_parity_);
       if (!tile.IsEnd()) VisitTiles(tile);
-      Release(state_.query_empty[query_stage_]);  // of the end
+      ReleaseStep(query_stage_);  // of the end
       AdvanceQueryStage();
       ++steps_;
       Release(state_.kept_empty);
@@ -121,12 +121,12 @@ class FusedGradientWarpgroup {
       tile = next;
       next = WaitForNextTile();
       WaitProducts<1>(scores_);
-      Release(state_.query_empty[stage]);
+      ReleaseStep(stage);
     } else {
       StartQuerySums(turn, tiles_ - 1);
       WaitProducts<0>(query_sums_);
       Pin(key_sum_);
-      Release(state_.query_empty[stage]);
+      ReleaseStep(stage);
       Release(state_.score_empty[turn]);
       StoreQuerySums();
       ReduceQuerySums(last_row_);
@@ -164,6 +164,11 @@ class FusedGradientWarpgroup {
   __device__ __forceinline__ void Release(uint64_t& barrier) const {
     __syncwarp();
     if (lane_ == 0) Arrive(SharedAddress(&barrier));
+  }
+
+  // The tile of Q, and what warps have written beside it.
+  __device__ __forceinline__ void ReleaseStep(uint32_t stage) const {
+    Arrive(SharedAddress(&state_.query_empty[stage]));
   }
 
   // ---- products ----

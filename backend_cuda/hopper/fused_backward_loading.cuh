@@ -52,9 +52,10 @@ struct alignas(16) FusedState {
   // By one thread, before the others use them.
   __device__ void InitBarriers() {
     for (int stage = 0; stage < kPolicy.query_stages; ++stage) {
-      // Once the copy is begun, and once all else of the step is written.
-      InitBarrier(SharedAddress(&query_full[stage]), 2);
-      InitBarrier(SharedAddress(&query_empty[stage]), kFusedKeyWarps);
+      // Once the copy is begun, and by each lane of the warp that writes all else of the step:
+      // racecheck takes a thread's ordinary stores and loads for ordered by its own arrival only.
+      InitBarrier(SharedAddress(&query_full[stage]), 1 + kWarpSize);
+      InitBarrier(SharedAddress(&query_empty[stage]), kFusedKeyWarps * kWarpSize);
     }
     for (int stage = 0; stage < kPolicy.output_stages; ++stage) {
       InitBarrier(SharedAddress(&output_full[stage]), 1);
@@ -119,8 +120,8 @@ class FusedLoader : private GradientTiles<GradientSide::kKeys> {
       if (lane_ == 0) {
         state_.tiles[steps_ % kPolicy.query_stages] = {StepTile::kEnd, 0};
         Arrive(full);
-        Arrive(full);
       }
+      Arrive(full);
       __syncwarp();
     }
     ++steps_;
@@ -191,9 +192,8 @@ class FusedLoader : private GradientTiles<GradientSide::kKeys> {
       state_.tiles[stage] = tile;
       state_.plane_rows[stage] = row;
     }
-    __syncwarp();
+    Arrive(full);
     if (lane_ == 0) {
-      Arrive(full);
       const uint32_t output_stage = tiles_ % kPolicy.output_stages;
       Wait(SharedAddress(&state_.output_empty[output_stage]),
            (tiles_ / kPolicy.output_stages & 1) ^ 1);

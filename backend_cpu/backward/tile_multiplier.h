@@ -198,22 +198,23 @@ class TileMultiplier {
     const int count = ScoreProducts(kParts, dim);
     for (int64_t r = quads.row_begin; r < quads.row_end; ++r) {
       for (int64_t k = quads.key_begin; k < quads.key_end; ++k) {
-        bool is_first = true;
-        for (int n = count - 1; n >= 0; --n) {
-          const uint16_t* a = rows + kPartPairs[n].a * part + r * steps * kQuadHalves;
-          const uint16_t* b = keys + kPartPairs[n].b * part + k * steps * kQuadHalves;
-          for (int64_t step = 0; step < steps; ++step) {
-            LoadOperands(a + step * kQuadHalves, b + step * kQuadHalves, &tiles_);
-            if (is_first) {
-              StartProduct<0, 4, 6>(*sums);
-              StartProduct<1, 5, 6>(*sums);
-              StartProduct<2, 4, 7>(*sums);
-              StartProduct<3, 5, 7>(*sums);
-              is_first = false;
-            } else {
-              MultiplyQuad(&tiles_);
-            }
-          }
+        for (int64_t step = 0; step < steps; ++step) {
+          const int64_t row_step = (r * steps + step) * kQuadHalves;
+          const int64_t key_step = (k * steps + step) * kQuadHalves;
+          ForEachPair<kParts>(
+              count, [&](const PartPair& parts, Operands loads, bool is_first)
+                         __attribute__((always_inline)) {
+                           LoadOperands(loads, rows + parts.a * part + row_step,
+                                        keys + parts.b * part + key_step, &tiles_);
+                           if (is_first && step == 0) {
+                             StartProduct<0, 4, 6>(*sums);
+                             StartProduct<1, 5, 6>(*sums);
+                             StartProduct<2, 4, 7>(*sums);
+                             StartProduct<3, 5, 7>(*sums);
+                           } else {
+                             MultiplyQuad(&tiles_);
+                           }
+                         });
         }
         *sums = products + r * 32 * core::kTile + k * 32;
       }
@@ -387,20 +388,22 @@ class TileMultiplier {
       for (int64_t column = 0; column < add.column_pairs; ++column) {
         for (int64_t pair = add.pair_begin; pair < add.pair_end; ++pair) {
           float* c = add.c + (column * 2 + pair) * 4 * kRegisterFloats;
-          bool is_first = true;
-          for (int product = kFactorProducts - 1; product >= 0; --product) {
-            const uint16_t* a = add.a + kPartPairs[product].a * add.a_part + column * add.a_column +
-                                pair * add.a_pair;
-            const uint16_t* b = add.b + kPartPairs[product].b * add.b_part + column * add.b_column +
-                                pair * add.b_pair;
-            for (int64_t step = 0; step < add.steps; ++step) {
-              if (is_first) {
-                mixer.NextQuad(a, b, c);
-                is_first = false;
-              } else {
-                mixer.Quad(a + step * kQuadHalves, b + step * kQuadHalves);
-              }
-            }
+          for (int64_t step = 0; step < add.steps; ++step) {
+            const uint16_t* a_step =
+                add.a + column * add.a_column + pair * add.a_pair + step * kQuadHalves;
+            const uint16_t* b_step =
+                add.b + column * add.b_column + pair * add.b_pair + step * kQuadHalves;
+            ForEachPair<kParts>(
+                kFactorProducts, [&](const PartPair& parts, Operands loads, bool is_first)
+                                     __attribute__((always_inline)) {
+                                       const uint16_t* a = a_step + parts.a * add.a_part;
+                                       const uint16_t* b = b_step + parts.b * add.b_part;
+                                       if (is_first && step == 0) {
+                                         mixer.NextQuad(a, b, c);
+                                       } else {
+                                         mixer.Quad(loads, a, b);
+                                       }
+                                     });
           }
         }
       }

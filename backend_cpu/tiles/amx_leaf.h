@@ -102,6 +102,12 @@ struct AmxLeaf {
         _mm512_and_si512(bits, _mm512_set1_epi32(static_cast<int>(0xffff0000u))));
   }
 
+  // Towards 0.
+  TANDEM_ISA_INLINE static V CutToBf16(V x) {
+    return _mm512_castsi512_ps(
+        _mm512_and_si512(_mm512_castps_si512(x), _mm512_set1_epi32(static_cast<int>(0xffff0000u))));
+  }
+
   TANDEM_ISA_INLINE static void Store32(const V (&x)[2], uint16_t* to) {
     const __m512bh halves = _mm512_cvtne2ps_pbh(x[1], x[0]);
     _mm512_storeu_si512(to, reinterpret_cast<const __m512i&>(halves));

@@ -77,6 +77,10 @@ struct EmulatedLeaf {
         _mm256_and_si256(bits, _mm256_set1_epi32(static_cast<int>(0xffff0000u))));
   }
 
+  TANDEM_ISA_INLINE static V CutToBf16(V x) {
+    return _mm256_and_ps(x, _mm256_castsi256_ps(_mm256_set1_epi32(static_cast<int>(0xffff0000u))));
+  }
+
   TANDEM_ISA_INLINE static void Store32(const V (&x)[4], uint16_t* to) {
     for (int v = 0; v < 4; ++v) {
       _mm_storeu_si128(reinterpret_cast<__m128i*>(to + 8 * v), ToBf16(x[v]));

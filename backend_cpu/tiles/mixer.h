@@ -27,14 +27,14 @@ class Mixer {
   TANDEM_ISA_INLINE Mixer(Tiles* tiles, Work* work, int64_t quads)
       : tiles_(*tiles), work_(*work), quads_(quads), rows_(work->Rows()) {}
 
-  TANDEM_ISA_INLINE void Quad(const uint16_t* a, const uint16_t* b) {
-    Quad(a, b, [](auto) __attribute__((always_inline)){});
+  TANDEM_ISA_INLINE void Quad(Operands loads, const uint16_t* a, const uint16_t* b) {
+    Quad(loads, a, b, [](auto) __attribute__((always_inline)){});
   }
 
   // The first quad of a sum that begins with 0, and goes to `sums` (four registers).
   TANDEM_ISA_INLINE void FirstQuad(const uint16_t* a, const uint16_t* b, float* sums) {
     Quad(
-        a, b, [&](auto c) __attribute__((always_inline)) {
+        Operands::kBoth, a, b, [&](auto c) __attribute__((always_inline)) {
           StoreBefore<c.value>();
           tiles_.template Zero<c.value>();
         });
@@ -43,7 +43,7 @@ class Mixer {
   // Of a sum that goes on from what `sums` has.
   TANDEM_ISA_INLINE void NextQuad(const uint16_t* a, const uint16_t* b, float* sums) {
     Quad(
-        a, b, [&](auto c) __attribute__((always_inline)) {
+        Operands::kBoth, a, b, [&](auto c) __attribute__((always_inline)) {
           StoreBefore<c.value>();
           tiles_.template Load<c.value>(sums + c.value * kRegisterFloats);
         });
@@ -69,8 +69,8 @@ class Mixer {
 
   // `before` is called before the product of each register of C, with its number.
   template <class Before>
-  TANDEM_ISA_INLINE void Quad(const uint16_t* a, const uint16_t* b, Before before) {
-    LoadOperands<kReadsOnce>(a, b, &tiles_);
+  TANDEM_ISA_INLINE void Quad(Operands loads, const uint16_t* a, const uint16_t* b, Before before) {
+    LoadOperands<kReadsOnce>(loads, a, b, &tiles_);
     credit_ += rows_;
     if (credit_ >= 2 * quads_) {
       before(std::integral_constant<int, 0>());

@@ -4,6 +4,7 @@
 #define TANDEM_BACKEND_CPU_TILES_PARTS_H_
 
 #include "backend_cpu/flash/exp2.h"
+#include "backend_cpu/tiles/quads.h"
 #include "core/problem.h"
 
 namespace tandem::cpu {
@@ -17,15 +18,37 @@ TANDEM_HD constexpr int PartCount(core::DType dtype) {
 struct PartPair {
   int a;
   int b;
+  Operands loads;  // what the pair before has not loaded
 };
 
-// The products by size, largest first: part n is at most 2^(-8 n) of its number.
-inline constexpr PartPair kPartPairs[] = {{0, 0}, {0, 1}, {1, 0}, {1, 1}, {0, 2}, {2, 0}};
+// The products of parts in the order in which they are summed: each shares an operand with the one
+// before. Part n is at most 2^(-8 n) of its number.
+inline constexpr PartPair kOnePart[] = {{0, 0, Operands::kBoth}};
+inline constexpr PartPair kTwoParts[] = {
+    {1, 1, Operands::kBoth}, {0, 1, Operands::kA}, {0, 0, Operands::kB}, {1, 0, Operands::kA}};
+inline constexpr PartPair kThreeParts[] = {{1, 1, Operands::kBoth}, {0, 1, Operands::kA},
+                                           {0, 2, Operands::kB},    {0, 0, Operands::kB},
+                                           {2, 0, Operands::kA},    {1, 0, Operands::kA}};
+
+// Calls visit(pair, loads, is_first) for the last `count` of them, which leaves out the smallest.
+template <int kParts, class Visit>
+TANDEM_ISA_INLINE void ForEachPair(int count, Visit visit) {
+  if constexpr (kParts == 1) {
+    visit(kOnePart[0], Operands::kBoth, true);
+  } else {
+    constexpr int kAll = kParts == 2 ? 4 : 6;
+    const PartPair* pairs = kParts == 2 ? kTwoParts : kThreeParts;
+    for (int n = kAll - count; n < kAll; ++n) {
+      const bool is_first = n == kAll - count;
+      visit(pairs[n], is_first ? Operands::kBoth : pairs[n].loads, is_first);
+    }
+  }
+}
 
 // How many of them make a score. f16: the fourth is at most 2^-18 of |q| |k|, which is within the
 // error bound of the score from 56 dimensions on (docs/semantics.md section 7).
 TANDEM_HD int ScoreProducts(int parts, int64_t qk_dim) {
-  if (parts == 2) return qk_dim >= 96 ? 3 : 4;
+  if (parts == 2) return qk_dim >= 64 ? 3 : 4;
   return parts == 1 ? 1 : 6;
 }
 
@@ -70,15 +93,16 @@ TANDEM_HD Bf16Range HalfRange(const PartRange& range) {
 template <class Leaf>
 using Vectors32 = Vector<typename Leaf::Arch>[32 / kLanes<typename Leaf::Arch>];
 
-// Their parts, `part_stride` elements apart.
-template <class Leaf, int kParts>
+// Their parts, `part_stride` elements apart. kCuts: the first of two may be cut rather than
+// rounded, which is an operation less; the second is then at most 2^(-7) of its number.
+template <class Leaf, int kParts, bool kCuts = false>
 TANDEM_ISA_INLINE void StoreParts(Vectors32<Leaf>& x, uint16_t* to, int64_t part_stride) {
 #pragma GCC unroll 3
   for (int part = 0; part + 1 < kParts; ++part) {
     Vectors32<Leaf> rounded;
 #pragma GCC unroll 4
     for (int v = 0; v < 32 / kLanes<typename Leaf::Arch>; ++v) {
-      rounded[v] = Leaf::RoundToBf16(x[v]);
+      rounded[v] = kCuts && kParts == 2 ? Leaf::CutToBf16(x[v]) : Leaf::RoundToBf16(x[v]);
       x[v] = x[v] - rounded[v];
     }
     Leaf::Store32(rounded, to + part * part_stride);

@@ -29,13 +29,25 @@ TANDEM_ISA_INLINE void StoreQuadRows(float* c, Tiles* tiles) {
   tiles->template Store<3, kStride>(c + 16 * kStride + 16);
 }
 
+// Which operands a quad loads: the other is in its registers.
+enum class Operands { kBoth, kA, kB };
+
 // kReadsOnce: b is not soon read again, and better not kept in the first cache.
 template <bool kReadsOnce = false, class Tiles>
-TANDEM_ISA_INLINE void LoadOperands(const uint16_t* a, const uint16_t* b, Tiles* tiles) {
-  tiles->template Load<4>(a);
-  tiles->template Load<6, kReadsOnce>(b);
-  tiles->template Load<5>(a + kRegisterHalves);
-  tiles->template Load<7, kReadsOnce>(b + kRegisterHalves);
+TANDEM_ISA_INLINE void LoadOperands(Operands which, const uint16_t* a, const uint16_t* b,
+                                    Tiles* tiles) {
+  if (which == Operands::kBoth) {
+    tiles->template Load<4>(a);
+    tiles->template Load<6, kReadsOnce>(b);
+    tiles->template Load<5>(a + kRegisterHalves);
+    tiles->template Load<7, kReadsOnce>(b + kRegisterHalves);
+  } else if (which == Operands::kA) {
+    tiles->template Load<4>(a);
+    tiles->template Load<5>(a + kRegisterHalves);
+  } else {
+    tiles->template Load<6, kReadsOnce>(b);
+    tiles->template Load<7, kReadsOnce>(b + kRegisterHalves);
+  }
 }
 
 template <class Tiles>

@@ -2,7 +2,7 @@
 // unit works on one product, the vector unit works on a row.
 //
 // Scores are quads (quads.h) over the depth, O is quads over the keys; with parts, over the pairs
-// of parts too, the smallest products first.
+// of parts too, all of them for one step before the next.
 #ifndef TANDEM_BACKEND_CPU_TILES_TILE_PRODUCTS_H_
 #define TANDEM_BACKEND_CPU_TILES_TILE_PRODUCTS_H_
 
@@ -27,20 +27,18 @@ TANDEM_ISA_INLINE void Step(const TileShape& shape, int score_products, const Un
     for (int pair = 0; pair < 2; ++pair) {
       const uint16_t* k = next->tile.k + pair * shape.k_part / 2;
       float* sums = next->scores + pair * 4 * kRegisterFloats;
-      bool is_first = true;
-      for (int n = score_products - 1; n >= 0; --n) {
-        const uint16_t* a = next->block->q + kPartPairs[n].a * q_part;
-        const uint16_t* b = k + kPartPairs[n].b * shape.k_part;
-        for (int64_t step = 0; step < shape.depth_steps; ++step) {
-          if (is_first) {
-            mixer.FirstQuad(a, b, sums);
-            is_first = false;
-          } else {
-            mixer.Quad(a, b);
-          }
-          a += 2 * kRegisterHalves;
-          b += 2 * kRegisterHalves;
-        }
+      for (int64_t step = 0; step < shape.depth_steps; ++step) {
+        ForEachPair<kParts>(
+            score_products, [&](const PartPair& parts, Operands loads,
+                                bool is_first) __attribute__((always_inline)) {
+              const uint16_t* a = next->block->q + parts.a * q_part + step * 2 * kRegisterHalves;
+              const uint16_t* b = k + parts.b * shape.k_part + step * 2 * kRegisterHalves;
+              if (is_first && step == 0) {
+                mixer.FirstQuad(a, b, sums);
+              } else {
+                mixer.Quad(loads, a, b);
+              }
+            });
       }
     }
   }
@@ -48,21 +46,20 @@ TANDEM_ISA_INLINE void Step(const TileShape& shape, int score_products, const Un
     for (int64_t pair = 0; pair < shape.column_pairs; ++pair) {
       float* sums = previous->block->o + pair * 4 * kRegisterFloats;
       const uint16_t* v = previous->tile.v + pair * 4 * kRegisterHalves;
-      bool is_first = true;
-      for (int n = kValueProducts - 1; n >= 0; --n) {
-        const uint16_t* a = previous->p + kPartPairs[n].a * kProbabilityPartStride;
-        const uint16_t* b = v + kPartPairs[n].b * shape.v_part;
 #pragma GCC unroll 2
-        for (int step = 0; step < kUnitSteps; ++step) {
-          if (is_first) {
-            mixer.NextQuad(a, b, sums);
-            is_first = false;
-          } else {
-            mixer.Quad(a, b);
-          }
-          a += ProbabilityStepStride(kParts);
-          b += 2 * kRegisterHalves;
-        }
+      for (int step = 0; step < kUnitSteps; ++step) {
+        ForEachPair<kParts>(
+            kValueProducts, [&](const PartPair& parts, Operands loads,
+                                bool is_first) __attribute__((always_inline)) {
+              const uint16_t* a = previous->p + parts.a * kProbabilityPartStride +
+                                  step * ProbabilityStepStride(kParts);
+              const uint16_t* b = v + parts.b * shape.v_part + step * 2 * kRegisterHalves;
+              if (is_first && step == 0) {
+                mixer.NextQuad(a, b, sums);
+              } else {
+                mixer.Quad(loads, a, b);
+              }
+            });
       }
     }
   }

@@ -195,7 +195,7 @@ class UnitSoftmax {
 
  private:
   static constexpr int kVectors = 16 / kLanes<Arch>;
-  static constexpr int kDegree = kParts == 1 ? 3 : 5;
+  static constexpr int kDegree = 2 + kParts;
 
   static constexpr int64_t kBiasSize = kParts == 3 ? 4 : 2;
 
@@ -297,8 +297,8 @@ class UnitSoftmax {
     uint16_t* p = p_ + ProbabilityRow(r);
 #pragma GCC unroll 2
     for (int step = 0; step < kUnitSteps; ++step) {
-      StoreParts<Leaf, kParts>(row->p[step], p + step * ProbabilityStepStride(kParts),
-                               kProbabilityPartStride);
+      StoreParts<Leaf, kParts, true>(row->p[step], p + step * ProbabilityStepStride(kParts),
+                                     kProbabilityPartStride);
     }
 #pragma GCC unroll 2
     for (int v = 0; v < kVectors; ++v) {

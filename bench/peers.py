@@ -3,9 +3,9 @@
 
     python3 bench/peers.py --library build/release/lib/libtandem.so --device cpu --json peers_cpu.json
 
-Every case of cases.py runs A B C A B C ... over the same random tensors; a ratio is ours over the best peer's median
-in the same run. Errors are held against the f64 oracle (libtandem_bench.so, beside the library) over sampled rows, by
-the same bound for everybody. Ceilings are measured at the start and at the end of the same run. The JSON has every
+Every case of cases.py runs A B C, B A C, ... over the same random tensors, every round in an order of its own; a ratio
+is ours over the best peer's median in the same run. Errors are held against the f64 oracle (libtandem_bench.so, beside
+the library) over sampled rows, by the same bound for everybody. Ceilings are measured at the start and at the end of the same run. The JSON has every
 single time. A peer that is absent or refuses a case is listed with its reason. Needs PyTorch; ONNX Runtime and the
 FlashAttention wheels are used where they can be imported.
 

@@ -304,6 +304,7 @@ class Warpgroup : WarpgroupSteps<kHeadDim, kVariant> {
   __device__ __forceinline__ Halves LoadBits(const Tile& tile, uint32_t step) const {
     Halves halves = {{kAllBits, kAllBits}, {kAllBits, kAllBits}, {kAllBits, kAllBits}};
     if constexpr (MayHaveWords(kVariant)) {
+      if (!tile.HasBits()) return halves;
       if (tile.HasWords()) {
         const uint4* const words = &state_.words[step % kStages][PlaceOf().row];
 #pragma unroll
@@ -357,31 +358,41 @@ class Warpgroup : WarpgroupSteps<kHeadDim, kVariant> {
   // Exponentials of a tile that is not the first, from the rows' references; what they add to the
   // sums waits in parts_ until FinishSoftmax.
   __device__ __forceinline__ void Exponentials(const Tile& tile) {
+    // One branch where a tile is as usual: between the products each takes 1 % of the time.
     const bool is_partial = kVariant != Variant::kPlain && tile.IsPartial();
-    if (is_partial) FinishBits(tile);
+    bool trips = false;
     if constexpr (kMayBeSlow) {
-      if (kIsCareful || has_slow_rows_) {
-        addends_.Hide(steps_, bits_.row);
-        AddendExponentials<true, true>();
-      } else if (is_partial) {
-        AddendExponentials<true, false>();
-      } else {
+      if (!kIsCareful && !is_partial && slow_lanes_ == 0) {
         AddendExponentials<false, false>();
+      } else {
+        if (is_partial) FinishBits(tile);
+        if (!kIsCareful && slow_lanes_ == 0) {
+          AddendExponentials<true, false>();
+        } else {
+          addends_.Hide(steps_, bits_.row);
+          AddendExponentials<true, true>();
+          trips = SeesWithoutReference();
+        }
       }
     } else if (HasSoftcap()) {
+      if (is_partial) FinishBits(tile);
       is_partial ? AddendExponentials<true, false>() : AddendExponentials<false, false>();
     } else if (is_partial) {
+      FinishBits(tile);
       Exponentials<true>();
     } else {
       Exponentials<false>();
     }
-    bool trips = !(MaxKeepNan(parts_[0], parts_[1]) <= kBound);
-    if constexpr (!kTripsByOffset) {
-      trips |= ((BitsAtWork(0) & 0u - (classic_rows_ & 1)) |
-                (BitsAtWork(1) & 0u - (classic_rows_ >> 1))) != 0;
-    }
+    if constexpr (!kTripsByOffset && !kMayBeSlow) trips = SeesWithoutReference();
+    trips |= !(MaxKeepNan(parts_[0], parts_[1]) <= kBound);
     has_tripped_ = __any_sync(~0u, trips);
     if (!has_tripped_) ReleaseKeys();
+  }
+  // Whether a row without a reference sees something. Other warps than those with slow lanes have
+  // references for all rows (kMayBeSlow).
+  __device__ __forceinline__ bool SeesWithoutReference() const {
+    return ((BitsAtWork(0) & 0u - (classic_rows_ & 1)) |
+            (BitsAtWork(1) & 0u - (classic_rows_ >> 1))) != 0;
   }
   template <bool kIsPartial>
   __device__ __forceinline__ void Exponentials() {
@@ -636,8 +647,10 @@ class Warpgroup : WarpgroupSteps<kHeadDim, kVariant> {
   }
   __device__ __forceinline__ void FindSlowRows() {
     if constexpr (kMayBeSlow) {
-      has_slow_rows_ = __any_sync(
-          ~0u, classic_rows_ != 0 || IsExtreme(reference_[0]) || IsExtreme(reference_[1]));
+      const bool is_slow =
+          classic_rows_ != 0 || IsExtreme(reference_[0]) || IsExtreme(reference_[1]);
+      // The shuffle lets it be in a uniform register.
+      slow_lanes_ = __shfl_sync(~0u, __ballot_sync(~0u, is_slow), 0);
     }
   }
 
@@ -867,7 +880,7 @@ class Warpgroup : WarpgroupSteps<kHeadDim, kVariant> {
   uint32_t meetings_ = 0;  // phases of values_known
   bool has_tripped_;
   bool is_strict_;
-  bool has_slow_rows_ = false;  // of this warp (kMayBeSlow)
+  uint32_t slow_lanes_ = 0;  // of this warp (kMayBeSlow)
 };
 
 }  // namespace tandem::cuda::hopper

@@ -65,6 +65,10 @@ struct KeysInStage {
     return (word & kStructuredPart) != 0;
   }
   __device__ __forceinline__ bool HasDensePart() const { return (word & kDensePart) != 0; }
+  // Of terms that are not intervals.
+  __device__ __forceinline__ bool HasBits() const {
+    return (word & (kDensePart | kWordPart | kNothing)) != 0;
+  }
   __device__ __forceinline__ bool HasWords() const { return (word & (kWordPart | kNothing)) != 0; }
   __device__ __forceinline__ bool IsPartial() const {
     return (word & (kStructuredPart | kDensePart | kWordPart | kNothing)) != 0;

@@ -59,7 +59,9 @@ struct BackwardParams {
   uint64_t* non_finite;       // rows of dO with such elements, as queries.second_flags
   float* row_sums;            // of dS and of dS times ALiBi's distance, as rows of Q; null: unused
   float* key_sums;            // of dS, per query head and key; null: unused
-  char* rest;                 // of the workspace, for kernels that ask for more
+  char* rest;                 // of the workspace, for kernels that ask for more; where
+                              // reads_tensors, f32 sums of dQ as rows of the planes and a count
+                              // behind them, which the preparation clears
   float unit;                 // plain: from a product to a score in the unit of the statistics
   int32_t is_plain;           // scores are nothing but products by the scale, an ordinary number
   int32_t has_slope;          // dS is taken with respect to the products, under a softcap

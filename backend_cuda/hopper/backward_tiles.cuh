@@ -21,12 +21,14 @@ struct StepTile {
   static constexpr uint32_t kStructuredPart = 2;  // lengths and bands hide pairs
   static constexpr uint32_t kDensePart = 4;
   static constexpr uint32_t kFlagged = 8;  // it has elements that products cannot serve
-  static constexpr int kPropertyBits = 4;
+  static constexpr uint32_t kLast = 16;  // no tile of the block follows; unused where kEnd says so
+  static constexpr int kPropertyBits = 5;
 
   __device__ __forceinline__ int FirstRow() const {
     return static_cast<int>(word >> kPropertyBits) * kStepRows;
   }
   __device__ __forceinline__ bool IsEnd() const { return (word & kEnd) != 0; }
+  __device__ __forceinline__ bool IsLast() const { return (word & kLast) != 0; }
   __device__ __forceinline__ bool IsHidden() const {
     return (word & (kStructuredPart | kDensePart)) != 0;
   }

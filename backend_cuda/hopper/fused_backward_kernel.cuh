@@ -33,7 +33,14 @@ class FusedGradientWarpgroup {
         state_(state),
         warpgroup_(warpgroup),
         lane_(static_cast<int>(threadIdx.x) % kWarpSize),
-        warp_(4 * warpgroup + static_cast<int>(threadIdx.x) % kWarpgroupThreads / kWarpSize) {}
+        warp_(4 * warpgroup +
+              __shfl_sync(~0u, static_cast<int>(threadIdx.x) % kWarpgroupThreads / kWarpSize, 0)) {
+    const uint32_t score_row = (16 * warp_ + (lane_ & 15)) * 128;
+    const uint32_t score_column = ((lane_ >> 4) ^ (lane_ & 7)) << 4;
+    places_ = (warp_ * kWarpSumBytes + lane_ * 16) << 16 | score_row | score_column;
+    // Or the compiler would find it anew in each step.
+    asm volatile("" : "+r"(places_));
+  }
 
   __device__ __forceinline__ void Run() {
     if (warpgroup_ == 1) GiveTurn();
@@ -44,14 +51,19 @@ class FusedGradientWarpgroup {
 #pragma unroll
       for (int i = 0; i < kHeadDim / 2; ++i) key_sum_[i] = value_sum_[i] = 0.0f;
       Wait(SharedAddress(&state_.kept_full), turn & 1);
-      const StepTile tile = WaitForTile(query_stage_, query_parity_);
-      if (!tile.IsEnd()) VisitTiles(tile);
-      ReleaseStep(query_stage_);  // of the end
-      AdvanceQueryStage();
-      ++steps_;
-      Release(state_.kept_empty);
+      Wait(SharedAddress(&state_.query_full[query_stage_]), query_parity_);
+      const FusedStep step = Uniform(state_.steps[query_stage_]);
+      if (step.tile.IsEnd()) {
+        ReleaseStep(query_stage_);
+        Release(state_.values_empty);
+        AdvanceQueryStage();
+        ++steps_;
+        WriteKeyGradient(problem_.dv, problem_.v_dim, 1.0f, value_sum_);
+      } else {
+        VisitTiles(step);
+      }
+      Release(state_.keys_empty);
       WriteKeyGradient(problem_.dk, problem_.qk_dim, problem_.scale, key_sum_);
-      WriteKeyGradient(problem_.dv, problem_.v_dim, 1.0f, value_sum_);
       Release(state_.block_empty[turn % 2]);
     }
     if (lane_ == 0) WaitReductions();
@@ -61,75 +73,91 @@ class FusedGradientWarpgroup {
   static constexpr int kTiles = kStepRows / 8;
   static constexpr int kBothThreads = 2 * kWarpgroupThreads;
   static constexpr int kSumElements = kStepRows * kHeadDim / kBothThreads;  // of dQ, of a lane
+  static constexpr bool kHasRegisters = kHeadDim <= 64;                     // for dP beside dQ
   static constexpr int kWarpSumBytes = kPolicy.sum_bytes / kFusedKeyWarps;
 
   // ---- the loop ----
 
-  __device__ __forceinline__ void VisitTiles(StepTile tile) {
+  // All tiles of a block; dV is written at the end, dK is not.
+  __device__ __forceinline__ void VisitTiles(FusedStep step) {
     StartScores(__shfl_sync(~0u, query_stage_, 0));
     WaitForOutputs(tiles_);
     StartValueProducts(__shfl_sync(~0u, tiles_, 0) % 2);
     WaitProducts<0>(scores_);
     Pin(value_products_);
-    LoadStatistics(state_.lse[query_stage_], lse_);
-    StepTile next = WaitForNextTile();
-    if (next.IsEnd()) {
-      Step<true, true>(tile, next);
+    LoadStatistics(__shfl_sync(~0u, query_stage_, 0), 0, lse_);
+    if (step.tile.IsLast()) {
+      Step<true, true>(step);
       return;
     }
-    Step<true, false>(tile, next);
-    while (!next.IsEnd()) Step<false, false>(tile, next);
-    Step<false, true>(tile, next);
+    Step<true, false>(step);
+    while (!step.tile.IsLast()) Step<false, false>(step);
+    Step<false, true>(step);
   }
 
   // Products are started in this order: dV and dK of this step with dQ of the one before between
   // them, S and dP of the one after. kFirst, kLast: there is none before, none after. Afterwards
-  // `tile` is the next one and `next` the one after it.
+  // `step` is the next one.
   template <bool kFirst, bool kLast>
-  __device__ __forceinline__ void Step(StepTile& tile, StepTile& next) {
+  __device__ __forceinline__ void Step(FusedStep& step) {
+    const int row = step.row;
     const uint32_t stage = query_stage_;
     const uint32_t turn = __shfl_sync(~0u, tiles_, 0) % 2;  // stage of dO and dS
-    const int row = state_.plane_rows[stage];
-    Evaluate(tile, stage);
+    Evaluate(step, stage);
+    if constexpr (kLast) Release(state_.values_empty);
     StoreScoreGradients(turn);
     TakeTurn();
     StartValueSums(turn);
     PublishScoreGradients(turn);
-    if constexpr (!kFirst) StartQuerySums(turn ^ 1, tiles_ - 1);
+    // The turn says that the other warpgroup's part of dS is there.
+    if constexpr (!kFirst) StartQuerySums(turn ^ 1);
     StartKeySums(stage);
     // P's registers are wanted.
     WaitProducts<kFirst ? 1 : 2>(value_sum_);
     Release(state_.output_empty[turn]);
-    if constexpr (!kLast) StartScores(NextQueryStage());
+    const uint32_t next_stage = NextQueryStage();
+    if constexpr (!kLast) {
+      Wait(SharedAddress(&state_.query_full[next_stage]), NextQueryParity());
+      StartScores(next_stage);
+      if constexpr (kHasRegisters) {
+        WaitForOutputs(tiles_ + 1);
+        StartValueProducts(turn ^ 1);
+        GiveTurn();
+      }
+    }
     if constexpr (!kFirst) {
-      WaitProducts<kLast ? 1 : 2>(query_sums_);
+      WaitProducts<kLast ? 1 : kHasRegisters ? 3 : 2>(query_sums_);
       Release(state_.score_empty[turn ^ 1]);
       StoreQuerySums();
     }
-    if constexpr (!kLast) {
+    if constexpr (!kLast && !kHasRegisters) {
       WaitForOutputs(tiles_ + 1);
       StartValueProducts(turn ^ 1);
     }
-    GiveTurn();
+    if constexpr (kLast || !kHasRegisters) GiveTurn();
+    if constexpr (!kLast) {
+      step = state_.steps[next_stage];
+      LoadStatistics(next_stage, 0, lse_);
+    }
     if constexpr (!kFirst) ReduceQuerySums(last_row_);
     last_row_ = row;
     ++steps_;
     ++tiles_;
     AdvanceQueryStage();
     if constexpr (!kLast) {
-      LoadStatistics(state_.lse[query_stage_], lse_);
-      tile = next;
-      next = WaitForNextTile();
+      step = Uniform(step);
       WaitProducts<1>(scores_);
       ReleaseStep(stage);
     } else {
-      StartQuerySums(turn, tiles_ - 1);
+      Wait(SharedAddress(&state_.score_full[turn]), (tiles_ - 1) / 2 & 1);
+      StartQuerySums(turn);
+      WriteKeyGradient(problem_.dv, problem_.v_dim, 1.0f, value_sum_);
       WaitProducts<0>(query_sums_);
       Pin(key_sum_);
       ReleaseStep(stage);
       Release(state_.score_empty[turn]);
       StoreQuerySums();
-      ReduceQuerySums(last_row_);
+      ReduceQuerySums(row);
     }
   }
 
@@ -140,17 +168,14 @@ class FusedGradientWarpgroup {
   }
 
   // Known to the compiler to be the same for all lanes.
-  __device__ __forceinline__ StepTile WaitForTile(uint32_t stage, uint32_t parity) const {
-    Wait(SharedAddress(&state_.query_full[stage]), parity);
-    const StepTile tile = state_.tiles[stage];
-    return {__shfl_sync(~0u, tile.word, 0), tile.head};
+  static __device__ __forceinline__ FusedStep Uniform(const FusedStep& step) {
+    return {{__shfl_sync(~0u, step.tile.word, 0), step.tile.head}, __shfl_sync(~0u, step.row, 0)};
   }
-  __device__ __forceinline__ StepTile WaitForNextTile() const {
-    return WaitForTile(NextQueryStage(),
-                       query_parity_ ^ (query_stage_ == kPolicy.query_stages - 1 ? 1 : 0));
+  __device__ __forceinline__ uint32_t NextQueryParity() const {
+    return query_parity_ ^ (query_stage_ == kPolicy.query_stages - 1 ? 1 : 0);
   }
   __device__ __forceinline__ void AdvanceQueryStage() {
-    query_parity_ ^= query_stage_ == kPolicy.query_stages - 1 ? 1 : 0;
+    query_parity_ = NextQueryParity();
     query_stage_ = NextQueryStage();
   }
   __device__ __forceinline__ uint32_t NextQueryStage() const {
@@ -165,7 +190,6 @@ class FusedGradientWarpgroup {
     __syncwarp();
     if (lane_ == 0) Arrive(SharedAddress(&barrier));
   }
-
   // The tile of Q, and what warps have written beside it.
   __device__ __forceinline__ void ReleaseStep(uint32_t stage) const {
     Arrive(SharedAddress(&state_.query_empty[stage]));
@@ -222,11 +246,9 @@ class FusedGradientWarpgroup {
     // It has been read by both warpgroups two steps ago.
     Wait(SharedAddress(&state_.score_empty[stage]), (tiles_ / 2 & 1) ^ 1);
     const uint32_t row =
-        shared_ + State::kScores + stage * kPolicy.score_bytes + (16 * warp_ + (lane_ & 15)) * 128;
+        (places_ & 0xffff) + (shared_ + State::kScores + stage * kPolicy.score_bytes);
 #pragma unroll
-    for (int k = 0; k < kStepRows / 16; ++k) {
-      StoreMatrices(row + (((2 * k + (lane_ >> 4)) ^ (lane_ & 7)) << 4), gradients_[k]);
-    }
+    for (int k = 0; k < kStepRows / 16; ++k) StoreMatrices(row ^ k << 5, gradients_[k]);
   }
   __device__ __forceinline__ void PublishScoreGradients(uint32_t stage) const {
     PublishSharedWrites();
@@ -235,8 +257,7 @@ class FusedGradientWarpgroup {
 
   // ---- dQ of a step: 64 queries by half of the columns ----
 
-  __device__ __forceinline__ void StartQuerySums(uint32_t stage, uint32_t tile) {
-    Wait(SharedAddress(&state_.score_full[stage]), tile / 2 & 1);
+  __device__ __forceinline__ void StartQuerySums(uint32_t stage) {
     const uint32_t a = KeyTile(shared_ + State::kScores + stage * kPolicy.score_bytes);
     const uint32_t b =
         KeyTile(shared_ + warpgroup_ * (kHeadDim == 128 ? kKeptRows * 128 : kHeadDim));
@@ -250,50 +271,54 @@ class FusedGradientWarpgroup {
     CommitProducts();
   }
 
-  __device__ __forceinline__ uint32_t WarpSums() const {
-    return shared_ + State::kSums + warp_ * kWarpSumBytes;
-  }
   // Four elements of each lane after those of the lanes before.
   __device__ __forceinline__ void StoreQuerySums() {
     if (lane_ == 0) WaitReductionSources();
     __syncwarp();
+    const uint32_t sums = (places_ >> 16) + (shared_ + State::kSums);
 #pragma unroll
     for (int i = 0; i < kSumElements; i += 4) {
-      StoreShared(WarpSums() + i * (kWarpSize * 4) + lane_ * 16, &query_sums_[i]);
+      StoreShared(sums + i * (kWarpSize * 4), &query_sums_[i]);
     }
   }
+  // row: of the planes.
   __device__ __forceinline__ void ReduceQuerySums(int row) const {
     PublishSharedWrites();
     __syncwarp();
     if (lane_ == 0) {
       StartReduction(params_.query_sums + int64_t{row} * kHeadDim + warp_ * (kWarpSumBytes / 4),
-                     WarpSums(), kWarpSumBytes);
+                     shared_ + State::kSums + warp_ * kWarpSumBytes, kWarpSumBytes);
     }
   }
 
   // ---- pairs ----
 
   // Scores to P, and products with values, when they are there, to dS.
-  __device__ __forceinline__ void Evaluate(const StepTile& tile, uint32_t stage) {
-    float offset[kStepRows / 4];
-    uint32_t bits = ~0u;
-    if (tile.IsHidden()) bits = LoadBits();
+  __device__ __forceinline__ void Evaluate(const FusedStep& step, uint32_t stage) {
+    const StepTile& tile = step.tile;
     if (tile.IsFlagged()) {
-      PatchScores(tile);
-      Probabilities<true, true>(bits);
+      const uint32_t bits = tile.IsHidden() ? LoadBits() : ~0u;
+      PatchScores(step);
+      EvaluatePairs<true, true>(stage, bits);
     } else if (tile.IsHidden()) {
-      Probabilities<true, false>(bits);
+      EvaluatePairs<true, false>(stage, LoadBits());
     } else {
-      Probabilities<false, false>(bits);
+      EvaluatePairs<false, false>(stage, ~0u);
     }
-    LoadStatistics(state_.offset[stage], offset);
+  }
+
+  // The products are waited for half way, so that exponentials and what follows them mix.
+  template <bool kHidden, bool kFlagged>
+  __device__ __forceinline__ void EvaluatePairs(uint32_t stage, uint32_t bits) {
+    float offset[kStepRows / 4];
+    Probabilities<kHidden, kFlagged>(bits, 0);
+    LoadStatistics(stage, sizeof(state_.lse), offset);
     WaitProducts<0>(value_products_);
-    if (tile.IsFlagged()) {
-      PatchValueProducts();
-      Gradients<true>(offset, bits);
-    } else {
-      Gradients<false>(offset, bits);
-    }
+    if (kFlagged) PatchValueProducts();
+    Probabilities<kHidden, kFlagged>(bits, kTiles / 2);
+    Gradients<kFlagged>(offset, bits);
+    Pack(scores_, probabilities_);
+    Pack(value_products_, gradients_);
   }
 
   // Bit 16 r + 2 t + e: the pair is visible.
@@ -305,14 +330,12 @@ class FusedGradientWarpgroup {
     return words[0] | uint32_t{words[8 * 4]} << 16;
   }
 
-  // Of the lane's queries.
-  static __device__ __forceinline__ void LoadStatistics(const float (&of_stage)[kStepRows],
-                                                        float (&statistics)[kStepRows / 4]) {
-    const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
+  // Of the lane's queries, `offset` bytes behind lse.
+  __device__ __forceinline__ void LoadStatistics(uint32_t stage, uint32_t offset,
+                                                 float (&statistics)[kStepRows / 4]) const {
+    const uint32_t from = (places_ >> 16 & 0x30) + (SharedAddress(state_.lse[stage]) + offset);
 #pragma unroll
-    for (int n = 0; n < kStepRows / 4; n += 4) {
-      LoadShared(SharedAddress(&of_stage[4 * (n + (lane & 3))]), &statistics[n]);
-    }
+    for (int n = 0; n < kStepRows / 4; n += 4) LoadShared(from + 16 * n, &statistics[n]);
   }
 
   static __device__ __forceinline__ bool IsVisible(uint32_t bits, int t, int i) {
@@ -321,9 +344,9 @@ class FusedGradientWarpgroup {
 
   // kFlagged: scores are anything, also far above the row's LSE.
   template <bool kHidden, bool kFlagged>
-  __device__ __forceinline__ void Probabilities(uint32_t bits) {
+  __device__ __forceinline__ void Probabilities(uint32_t bits, int first) {
 #pragma unroll
-    for (int t = 0; t < kTiles; ++t) {
+    for (int t = first; t < first + kTiles / 2; ++t) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         float& score = scores_[4 * t + i];
@@ -333,7 +356,6 @@ class FusedGradientWarpgroup {
         score = Exp2Approximate(x);
       }
     }
-    Pack(scores_, probabilities_);
   }
 
   // kFlagged: products are anything, also at hidden pairs; else P, which is 0 there, suffices.
@@ -348,7 +370,6 @@ class FusedGradientWarpgroup {
         if (kFlagged) product = IsVisible(bits, t, i) ? product : 0.0f;
       }
     }
-    Pack(value_products_, gradients_);
   }
 
   // An accumulator of 64 x 64 is A of the next product.
@@ -371,12 +392,13 @@ class FusedGradientWarpgroup {
     return static_cast<uint32_t>(word >> (16 * (warp_ & 3) + lane_ / 4));
   }
 
-  __device__ __forceinline__ void PatchScores(const StepTile& tile) {
+  __device__ __forceinline__ void PatchScores(const FusedStep& step) {
+    const StepTile& tile = step.tile;
     const uint32_t key_flags = KeyFlags(base_.keys.first_flags);
     const Sequence& s = block_->sequence;
     const uint64_t query_flags =
         base_.queries.first_flags[QueryFlagWord(base_, s, tile.head, tile.FirstRow())];
-    const float* const lse = base_.lse + state_.plane_rows[query_stage_];
+    const float* const lse = base_.lse + step.row;
 #pragma unroll
     for (int i = 0; i < kStepRows / 2; ++i) {
       if ((key_flags >> (8 * (i / 2 % 2)) & 1) != 0) scores_[i] = NaN();
@@ -424,6 +446,8 @@ class FusedGradientWarpgroup {
   uint32_t query_stage_ = 0;   // of the step
   uint32_t query_parity_ = 0;  // of its barrier
   int last_row_ = 0;           // of the planes, of the step before
+  // Where this lane stores, from the beginning of a stage: dS in the low half, dQ in the high one.
+  uint32_t places_;
 
   float lse_[kStepRows / 4];
   float scores_[kStepRows / 2];
@@ -436,22 +460,25 @@ class FusedGradientWarpgroup {
 };
 
 // The block of an index: heads in sections whose rows stay in the L2 cache, the longest blocks
-// first in each. False where its sequence has no such keys.
-__device__ __forceinline__ bool ResolveBlock(const BackwardParams& base, uint32_t index,
+// first in each; the last section is one of enough blocks for all multiprocessors to end together.
+// False where its sequence has no such keys.
+__device__ __forceinline__ bool ResolveBlock(const FusedGradientParams& params, uint32_t index,
                                              KeptBlock* block) {
-  const Problem& p = base.problem;
-  const auto blocks = static_cast<uint32_t>(base.blocks);
-  const auto section = static_cast<uint32_t>(base.section_heads);
+  const Problem& p = params.base.problem;
+  const auto blocks = static_cast<uint32_t>(params.base.blocks);
   const auto heads = static_cast<uint32_t>(p.kv_heads);
-  const uint32_t first_head = index / (section * blocks) * section;
+  auto section = static_cast<uint32_t>(params.base.section_heads);
+  uint32_t first_head = index / (section * blocks) * section;
+  if (first_head >= params.last_section) {
+    first_head = params.last_section;
+    section = static_cast<uint32_t>(p.batch) * heads - first_head;
+  }
   const uint32_t rest = index - first_head * blocks;
-  const uint32_t heads_here =
-      core::Min(section, static_cast<uint32_t>(p.batch) * heads - first_head);
-  const uint32_t head = first_head + rest % heads_here;
+  const uint32_t head = first_head + rest % section;
   int32_t status = 0;
   block->sequence = core::ResolveSequence(p, head / heads, &status);
   block->head = head % heads;
-  block->first_row = int64_t{rest / heads_here} * kKeptRows;
+  block->first_row = int64_t{rest / section} * kKeptRows;
   return block->first_row < block->sequence.kv_rows;
 }
 
@@ -472,7 +499,7 @@ __device__ __forceinline__ void LoadBlocks(const FusedGradientParams& params, ui
           block.sequence.kv_rows = 0;
           break;
         }
-        if (ResolveBlock(params.base, index, &block)) break;
+        if (ResolveBlock(params, index, &block)) break;
       }
       state.blocks[slot] = block;
       Arrive(SharedAddress(&state.block_full[slot]));

@@ -13,6 +13,12 @@ namespace tandem::cuda::hopper {
 inline constexpr int kFusedLoadingWarps = 3;
 inline constexpr int kFusedKeyWarps = 8;
 
+// What there is to know of a step. row: of the planes of Q.
+struct alignas(16) FusedStep {
+  StepTile tile;
+  int32_t row;
+};
+
 // What the warps of a block share, after the tiles.
 template <int kHeadDim>
 struct alignas(16) FusedState {
@@ -33,8 +39,7 @@ struct alignas(16) FusedState {
   // pairs are hidden. Two turns of the warps that make them, so that words are made while a step
   // waits for its stage.
   uint64_t words[kWordStages][kKeptRows];
-  StepTile tiles[kPolicy.query_stages];
-  int32_t plane_rows[kPolicy.query_stages];  // of the planes of Q
+  FusedStep steps[kPolicy.query_stages];
   uint64_t query_full[kPolicy.query_stages];
   uint64_t query_empty[kPolicy.query_stages];
   uint64_t output_full[kPolicy.output_stages];
@@ -42,7 +47,8 @@ struct alignas(16) FusedState {
   uint64_t score_full[kPolicy.score_stages];
   uint64_t score_empty[kPolicy.score_stages];
   uint64_t kept_full;
-  uint64_t kept_empty;
+  uint64_t keys_empty;
+  uint64_t values_empty;  // earlier: the last products that K is for are those of dQ
   // Blocks that this one serves one after the other, in turn: what follows is known before the last
   // one is written. No rows: there is none.
   KeptBlock blocks[2];
@@ -52,7 +58,7 @@ struct alignas(16) FusedState {
   // By one thread, before the others use them.
   __device__ void InitBarriers() {
     for (int stage = 0; stage < kPolicy.query_stages; ++stage) {
-      // Once the copy is begun, and by each lane of the warp that writes all else of the step:
+      // Once the copy is begun, and by each lane of the warp that writes all else of the step but dO:
       // racecheck takes a thread's ordinary stores and loads for ordered by its own arrival only.
       InitBarrier(SharedAddress(&query_full[stage]), 1 + kWarpSize);
       InitBarrier(SharedAddress(&query_empty[stage]), kFusedKeyWarps * kWarpSize);
@@ -66,7 +72,8 @@ struct alignas(16) FusedState {
       InitBarrier(SharedAddress(&score_empty[stage]), kFusedKeyWarps);
     }
     InitBarrier(SharedAddress(&kept_full), 1);
-    InitBarrier(SharedAddress(&kept_empty), kFusedKeyWarps);
+    InitBarrier(SharedAddress(&keys_empty), kFusedKeyWarps);
+    InitBarrier(SharedAddress(&values_empty), kFusedKeyWarps);
     for (int slot = 0; slot < 2; ++slot) {
       InitBarrier(SharedAddress(&block_full[slot]), 1);
       InitBarrier(SharedAddress(&block_empty[slot]), kFusedKeyWarps + kFusedLoadingWarps + 1);
@@ -107,18 +114,24 @@ class FusedLoader : private GradientTiles<GradientSide::kKeys> {
     FindKeptFlags(head);
     const uint8_t* const notes = base_.keys.notes + KeyFlagWord(base_, s_, head, first_);
     key_notes_ = static_cast<uint8_t>(notes[0] | notes[1]);
+    // A tile is announced when it is known whether another one follows.
+    StepTile tile = {StepTile::kEnd, 0};
 #pragma unroll 1
     for (int64_t n = 0; n < problem_.group; ++n) {
-      ListHead(head * problem_.group + n, head, [this](const StepTile& tile) {
-        if (IsMine()) Announce(tile);
-        ++steps_;
-        ++tiles_;
+      ListHead(head * problem_.group + n, head, [&](const StepTile& next) {
+        if (!tile.IsEnd()) Announce(tile);
+        tile = next;
       });
+    }
+    if (!tile.IsEnd()) {
+      tile.word |= StepTile::kLast;
+      Announce(tile);
+      return;
     }
     if (IsMine()) {
       const uint32_t full = WaitForQueryStage();
       if (lane_ == 0) {
-        state_.tiles[steps_ % kPolicy.query_stages] = {StepTile::kEnd, 0};
+        state_.steps[steps_ % kPolicy.query_stages] = {tile, 0};
         Arrive(full);
       }
       Arrive(full);
@@ -129,19 +142,24 @@ class FusedLoader : private GradientTiles<GradientSide::kKeys> {
 
  private:
   __device__ __forceinline__ void LoadKept(int64_t head) const {
-    Wait(SharedAddress(&state_.kept_empty), turn_ % 2 ^ 1);
     const uint32_t barrier = SharedAddress(&state_.kept_full);
-    ArriveExpecting(barrier, 2 * kPolicy.kept_bytes);
 #pragma unroll 1
-    for (int half = 0; half < kKeptRows; half += kStepRows) {
-      const int key = first_ + half;
-      const bool is_copied = (base_.keys.notes[KeyFlagWord(base_, s_, head, key)] & kInPlanes) != 0;
-      const Place place =
-          is_copied ? Place{static_cast<int>(KeyPlaneRow(base_, s_, head)) + key, 0, 0}
-                    : Place{static_cast<int>(s_.kv_start) + key, static_cast<int>(head), Batch()};
-      const PlaneMaps& maps = is_copied ? params_.keys : params_.key_tensors;
-      Load<kKeptRows>(shared_ + half * 128, &maps.first, barrier, place);
-      Load<kKeptRows>(shared_ + kPolicy.kept_bytes + half * 128, &maps.second, barrier, place);
+    for (int n = 0; n < 2; ++n) {  // values first
+      const bool is_keys = n != 0;
+      Wait(SharedAddress(is_keys ? &state_.keys_empty : &state_.values_empty), turn_ % 2 ^ 1);
+      if (!is_keys) ArriveExpecting(barrier, 2 * kPolicy.kept_bytes);
+#pragma unroll 1
+      for (int half = 0; half < kKeptRows; half += kStepRows) {
+        const int key = first_ + half;
+        const bool is_copied =
+            (base_.keys.notes[KeyFlagWord(base_, s_, head, key)] & kInPlanes) != 0;
+        const Place place =
+            is_copied ? Place{static_cast<int>(KeyPlaneRow(base_, s_, head)) + key, 0, 0}
+                      : Place{static_cast<int>(s_.kv_start) + key, static_cast<int>(head), Batch()};
+        const PlaneMaps& maps = is_copied ? params_.keys : params_.key_tensors;
+        Load<kKeptRows>(shared_ + (is_keys ? 0 : kPolicy.kept_bytes) + half * 128,
+                        is_keys ? &maps.first : &maps.second, barrier, place);
+      }
     }
   }
 
@@ -157,7 +175,19 @@ class FusedLoader : private GradientTiles<GradientSide::kKeys> {
     return SharedAddress(&state_.query_full[stage]);
   }
 
-  __device__ __forceinline__ void Announce(StepTile tile) {
+  __device__ __forceinline__ void Announce(const StepTile& tile) {
+    if (IsMine()) {
+      // The tiles of the next head may be on the list by now.
+      const int listed = query_row_;
+      query_row_ = static_cast<int>(QueryPlaneRow(base_, s_, tile.head));
+      LoadStep(tile);
+      query_row_ = listed;
+    }
+    ++steps_;
+    ++tiles_;
+  }
+
+  __device__ __forceinline__ void LoadStep(StepTile tile) {
     // The step that had these words is done with: the wait of this warp's last step says so.
     if (tile.IsHidden()) MakeWords(tile, state_.words[steps_ % State::kWordStages]);
     const int row = query_row_ + tile.FirstRow();
@@ -188,10 +218,7 @@ class FusedLoader : private GradientTiles<GradientSide::kKeys> {
       is_ordinary = is_ordinary && IsOrdinary(statistics[n]);
     }
     if (!__all_sync(~0u, is_ordinary)) tile.word |= StepTile::kFlagged;
-    if (lane_ == 0) {
-      state_.tiles[stage] = tile;
-      state_.plane_rows[stage] = row;
-    }
+    if (lane_ == 0) state_.steps[stage] = {tile, row};
     Arrive(full);
     if (lane_ == 0) {
       const uint32_t output_stage = tiles_ % kPolicy.output_stages;

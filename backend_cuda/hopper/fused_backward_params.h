@@ -48,6 +48,7 @@ struct FusedGradientParams {
   float* query_sums;
   uint32_t* next_block;  // the first one that nobody has taken, beyond those of the launch
   uint32_t block_count;
+  uint32_t last_section;  // its first head, a multiple of base.section_heads
 };
 static_assert(sizeof(FusedGradientParams) <= 4096,
               "FusedGradientParams no longer fits kernel parameters");

@@ -11,18 +11,21 @@
 
 #include "backend_cuda/hopper/backward_loading.cuh"
 #include "backend_cuda/hopper/backward_output.cuh"
+#include "backend_cuda/hopper/backward_score_terms.cuh"
 #include "core/gradient.h"
 
 namespace tandem::cuda::hopper {
 
 // Registers of either side. This lane has rows 16 w + g and 16 w + g + 8 of the warpgroup's, r = 0
 // and 1; element 4 t + 2 r + e of scores is row r, row 8 t + 2 c + e of the step.
-template <DType kDType, int kHeadDim, GradientSide kSide, bool kHasBias>
+template <DType kDType, int kHeadDim, GradientSide kSide, GradientTerms kTerms>
 class GradientWarpgroup {
  public:
-  using State = GradientState<kHeadDim, kSide, kHasBias>;
+  using State = GradientState<kHeadDim, kSide, kTerms>;
   static constexpr BackwardPolicy kPolicy = State::kPolicy;
   static constexpr bool kKeepsKeys = State::kKeepsKeys;
+  static constexpr bool kHasBias = kTerms == GradientTerms::kBias;
+  static constexpr bool kAllTerms = kTerms == GradientTerms::kAll;
 
   __device__ GradientWarpgroup(const GradientParams& params, uint32_t shared, State& state,
                                int warpgroup)
@@ -62,6 +65,7 @@ class GradientWarpgroup {
     const StepTile tile = WaitForTile(0);
     if (!tile.IsEnd()) VisitTiles(tile);
     WriteGradients();
+    if constexpr (kAllTerms && !kKeepsKeys) WriteDistanceSums();
   }
 
  private:
@@ -77,7 +81,7 @@ class GradientWarpgroup {
     Pin(value_products_);
     if (warpgroup_ == 1) GiveTurn();
     StepTile next = WaitForTile(1);
-    LoadStatistics(state_.lse[0], lse_);
+    if constexpr (!kAllTerms) LoadStatistics(state_.lse[0], lse_);
     while (!next.IsEnd()) {
       Evaluate(tile);
       TakeTurn();
@@ -92,7 +96,7 @@ class GradientWarpgroup {
       Release(steps_ - 1);
       tile = next;
       next = WaitForTile(steps_ + 1);
-      LoadStatistics(state_.lse[Stage()], lse_);
+      if constexpr (!kAllTerms) LoadStatistics(state_.lse[Stage()], lse_);
       WaitProducts<1>(scores_);
     }
     Evaluate(tile);
@@ -204,7 +208,11 @@ class GradientWarpgroup {
     const uint32_t stage = Stage();
     uint32_t bits = ~0u;
     bool is_hidden = tile.IsHidden();
-    if (is_hidden) bits = LoadBits();
+    if (is_hidden) bits = LoadBits(state_.words);
+    if constexpr (kAllTerms) {
+      EvaluateTerms(tile, bits);
+      return;
+    }
     if constexpr (kHasBias) is_hidden = HideByBias(bits) || is_hidden;
     if (tile.IsFlagged()) PatchScores(tile);
     if (is_hidden) {
@@ -223,9 +231,10 @@ class GradientWarpgroup {
   }
 
   // Bit 16 r + 2 t + e: the pair is visible.
-  __device__ __forceinline__ uint32_t LoadBits() const {
+  __device__ __forceinline__ uint32_t
+  LoadBits(const uint64_t (&of_steps)[2 * kStages][kKeptRows]) const {
     const uint16_t* const words =
-        reinterpret_cast<const uint16_t*>(&state_.words[steps_ % (2 * kStages)][first_lane_row_]) +
+        reinterpret_cast<const uint16_t*>(&of_steps[steps_ % (2 * kStages)][first_lane_row_]) +
         (lane_ & 3);
     return words[0] | uint32_t{words[8 * 4]} << 16;
   }
@@ -303,6 +312,98 @@ class GradientWarpgroup {
 #pragma unroll
     for (int i = 0; i < kStepRows / 4; ++i) {
       packed[i / 4][i % 4] = PackPair<kDType>(x[2 * i], x[2 * i + 1]);
+    }
+  }
+
+  // ---- all terms ----
+
+  // Scores and products with values to P, with dropout's factor, and dS: by the product where there
+  // is a softcap, unless what dALiBi needs is summed.
+  __device__ __forceinline__ void EvaluateTerms(const StepTile& tile, uint32_t visible) {
+    const uint32_t stage = Stage();
+    const float softcap = problem_.softcap;
+    uint32_t kept = ~0u;
+    float keep_scale = 1.0f;
+    if (problem_.dropout.enabled != 0) {
+      if constexpr (kAllTerms) kept = LoadBits(state_.kept);
+      keep_scale = problem_.dropout.keep_scale;
+    }
+    WaitProducts<0>(value_products_);
+    if (tile.IsFlagged()) {
+      PatchScores(tile);
+      PatchValueProducts(tile);
+    }
+    LoadStatistics(state_.offset[stage], offset_);
+    ForEachPair([&](int t, int i, uint32_t bit) {
+      float& product = value_products_[4 * t + i];
+      product = ((kept & bit) != 0 ? product * keep_scale : 0.0f) - Of(offset_, t, i);
+      scores_[4 * t + i] *= problem_.scale;
+    });
+    if (softcap > 0.0f) {
+      const float inverse = 1.0f / softcap;
+      const bool has_slope = base_.row_sums == nullptr;
+      ForEachPair([&](int t, int i, uint32_t) {
+        float& score = scores_[4 * t + i];
+        const float tangent = HyperbolicTangent(score * inverse);
+        score = softcap * tangent;
+        if (has_slope) value_products_[4 * t + i] *= fmaf(-tangent, tangent, 1.0f);
+      });
+    }
+    AlibiPairs<kKeepsKeys> alibi;
+    const bool has_slopes = problem_.alibi_slopes != nullptr;
+    if (has_slopes) {
+      alibi = AlibiPairs<kKeepsKeys>(problem_, block_.sequence, tile.head,
+                                     block_.first_row + first_lane_row_,
+                                     tile.FirstRow() + 2 * (lane_ & 3));
+      ForEachPair([&](int t, int i, uint32_t) {
+        float& score = scores_[4 * t + i];
+        score = fmaf(-alibi.slope, alibi.Distance(t, i), score);
+      });
+    }
+    LoadStatistics(state_.lse[stage], lse_);
+    ForEachPair([&](int t, int i, uint32_t bit) {
+      float& score = scores_[4 * t + i];
+      float& product = value_products_[4 * t + i];
+      const float lse = Of(lse_, t, i);
+      const float p = Exp2Approximate(MinKeepNan(score - lse, 0.0f) * core::kLog2e);
+      // Empty rows have an LSE of +inf here, and may hold anything.
+      const bool is_visible = (visible & bit) != 0 && lse != core::BitsToFloat(0x7f800000u);
+      score = is_visible && (kept & bit) != 0 ? p * keep_scale : 0.0f;
+      product = is_visible ? p * product : 0.0f;
+    });
+    if constexpr (!kKeepsKeys) {
+      if (base_.row_sums != nullptr) {
+        ForEachPair([&](int t, int i, uint32_t) {
+          distance_sums_[i / 2] =
+              fmaf(value_products_[4 * t + i], alibi.Distance(t, i), distance_sums_[i / 2]);
+        });
+      }
+    }
+    if constexpr (kKeepsKeys) Pack(scores_, probabilities_);
+    Pack(value_products_, gradients_);
+  }
+  template <typename Visit>
+  static __device__ __forceinline__ void ForEachPair(const Visit& visit) {
+#pragma unroll
+    for (int t = 0; t < kTiles; ++t) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) visit(t, i, 1u << (16 * (i / 2) + 2 * t + i % 2));
+    }
+  }
+
+  // Of all rows of the block, as the portable kernels; what is not asked for with ALiBi is not
+  // read.
+  __device__ __forceinline__ void WriteDistanceSums() const {
+    if (base_.row_sums == nullptr) return;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      float sum = distance_sums_[r];
+#pragma unroll
+      for (int lanes = 1; lanes < 4; lanes *= 2) sum += __shfl_xor_sync(~0u, sum, lanes);
+      if ((lane_ & 3) != 0) continue;
+      base_.row_sums[2 * (QueryPlaneRow(base_, block_.sequence, block_.head) + block_.first_row +
+                          first_lane_row_ + 8 * r) +
+                     1] = sum;
     }
   }
 
@@ -419,7 +520,7 @@ class GradientWarpgroup {
       const int row = kKeepsKeys ? 8 * (i / 4) + 2 * (lane_ & 3) + i % 2
                                  : first_lane_row_ % 64 + 8 * (i / 2 % 2);
       // An LSE too large for base 2 stands as 0: next to it only scores as large count.
-      if (!kHasBias && (query_flags >> row & 1) != 0 && core::IsFinite(lse[row]) &&
+      if (!kHasBias && !kAllTerms && (query_flags >> row & 1) != 0 && core::IsFinite(lse[row]) &&
           !core::IsNan(scores_[i])) {
         const bool is_below = scores_[i] * problem_.scale < lse[row];
         scores_[i] =
@@ -482,12 +583,13 @@ class GradientWarpgroup {
   uint32_t gradients_[kStepRows / 16][4];
   float first_sum_[kHeadDim / 2];                    // dQ or dK
   float second_sum_[kKeepsKeys ? kHeadDim / 2 : 1];  // dV
+  float distance_sums_[2] = {};                      // of dS times ALiBi's distance
 };
 
-template <DType kDType, int kHeadDim, GradientSide kSide, bool kHasBias>
+template <DType kDType, int kHeadDim, GradientSide kSide, GradientTerms kTerms>
 __global__ void __launch_bounds__(MakeBackwardPolicy(kHeadDim).threads, 1)
     HopperGradientKernel(const __grid_constant__ GradientParams params) {
-  using State = GradientState<kHeadDim, kSide, kHasBias>;
+  using State = GradientState<kHeadDim, kSide, kTerms>;
   constexpr BackwardPolicy kPolicy = State::kPolicy;
   constexpr bool kKeepsKeys = kSide == GradientSide::kKeys;
   extern __shared__ __align__(1024) char shared[];
@@ -531,12 +633,11 @@ __global__ void __launch_bounds__(MakeBackwardPolicy(kHeadDim).threads, 1)
   const int warpgroup = __shfl_sync(~0u, static_cast<int>(threadIdx.x) / kWarpgroupThreads, 0);
   if (warpgroup == 0) {
     GiveRegisters<kPolicy.loading_registers>();
-    GradientLoader<kHeadDim, kSide, kHasBias>(params, address, state).Run();
+    GradientLoader<kHeadDim, kSide, kTerms>(params, address, state).Run();
     if (blockIdx.x == 0) WaitForEarlierLaunch();
   } else {
     TakeRegisters<kPolicy.registers>();
-    GradientWarpgroup<kDType, kHeadDim, kSide, kHasBias>(params, address, state, warpgroup - 1)
-        .Run();
+    GradientWarpgroup<kDType, kHeadDim, kSide, kTerms>(params, address, state, warpgroup - 1).Run();
   }
 }
 

@@ -29,19 +29,38 @@ cudaError_t LaunchSides(GradientParams params, Launch launch) {
     error = launch(params, GradientSide::kKeys);
     params.is_dependent = 1;
   }
-  if (error == cudaSuccess && p.dq.data != nullptr) error = launch(params, GradientSide::kQueries);
+  if (error == cudaSuccess && (p.dq.data != nullptr || params.base.row_sums != nullptr)) {
+    error = launch(params, GradientSide::kQueries);
+  }
   return error;
 }
 
 template <DType kDType, int kHeadDim>
 cudaError_t LaunchProducts(const GradientParams& params, cudaStream_t stream) {
   const Problem& p = params.base.problem;
-  const cudaError_t error =
-      LaunchSides(params, [&](const GradientParams& sides, GradientSide side) {
-        return p.bias.data == nullptr
-                   ? LaunchGradients<kDType, kHeadDim, false>(sides, side, stream)
-                   : LaunchGradients<kDType, kHeadDim, true>(sides, side, stream);
-      });
+  const auto launch = [&](const GradientParams& sides, GradientSide side) {
+    if (p.bias.data != nullptr) {
+      return LaunchGradients<kDType, kHeadDim, GradientTerms::kBias>(sides, side, stream);
+    }
+    if (NeedsAllTerms(p)) {
+      return LaunchGradients<kDType, kHeadDim, GradientTerms::kAll>(sides, side, stream);
+    }
+    if (NeedsEveryMask(p)) {
+      return LaunchGradients<kDType, kHeadDim, GradientTerms::kMasks>(sides, side, stream);
+    }
+    return LaunchGradients<kDType, kHeadDim, GradientTerms::kFewest>(sides, side, stream);
+  };
+  GradientParams gradients = params;
+  if (p.softcap > 0.0f && params.base.row_sums != nullptr) {
+    // The sums are of dS before the softcap's slope.
+    GradientParams sums = params;
+    Problem& of_sums = sums.base.problem;
+    of_sums.dq.data = of_sums.dk.data = of_sums.dv.data = nullptr;
+    const cudaError_t error = LaunchSides(sums, launch);
+    if (error != cudaSuccess) return error;
+    gradients.base.row_sums = nullptr;
+  }
+  const cudaError_t error = LaunchSides(gradients, launch);
   if (error != cudaSuccess || !HasBiasMatrix(p)) return error;
   return LaunchBiasGradient<kDType, kHeadDim>(params, stream);
 }
@@ -80,25 +99,38 @@ cudaError_t LaunchSideKernel(const void* kernel, int64_t blocks, int threads, in
   return cudaLaunchKernelExC(&config, kernel, arguments);
 }
 
+bool NeedsEveryMask(const Problem& p) {
+  return !core::SeesIntervals(p.mask) || p.sources.block_sparse_count != 0;
+}
+bool NeedsAllTerms(const Problem& p) {
+  return p.alibi_slopes != nullptr || p.softcap > 0.0f || p.dropout.enabled != 0;
+}
+
 bool DeclinesGradients(const Problem& p, core::Text* reason) {
+  const bool is_f32 = GradientMath(p) == DType::kF32;
   if (p.qk_dim > kMostHeadDim || p.v_dim > kMostHeadDim) {
     Format(reason, "it serves head dimensions up to %d, and these are %lld (q, k) and %lld (v)",
            kMostHeadDim, static_cast<long long>(p.qk_dim), static_cast<long long>(p.v_dim));
-  } else if (p.alibi_slopes != nullptr || p.softcap > 0.0f || p.dropout.enabled != 0) {
-    Format(reason, "it serves no %s",
+  } else if (NeedsAllTerms(p) && (is_f32 || p.bias.data != nullptr)) {
+    Format(reason, "%s it serves no %s", is_f32 ? "in the arithmetic of f32" : "with a bias",
            p.alibi_slopes != nullptr ? "ALiBi"
            : p.softcap > 0.0f        ? "softcap"
                                      : "dropout");
-  } else if (p.bias.data != nullptr && GradientMath(p) == DType::kF32) {
+  } else if (p.softcap > 0.0f && !(p.softcap > 1e-30f && p.softcap < 1e30f)) {
+    Format(reason, "it serves a softcap between 1e-30 and 1e30, not %g",
+           static_cast<double>(p.softcap));
+  } else if (p.bias.data != nullptr && is_f32) {
     Format(reason, "in the arithmetic of f32 it serves no bias");
   } else if (p.bias.data != nullptr && DeclinesBias(p, reason)) {
     return true;
   } else if (p.dbias.data != nullptr && !HasBiasMatrix(p)) {
     Format(reason, "it computes no gradient of a bias that is broadcast over rows");
-  } else if (!core::SeesIntervals(p.mask) || p.sources.block_sparse_count != 0) {
-    Format(reason,
-           "beside lengths and dense masks it serves bands, with a prefix only where they have no "
-           "left edge");
+  } else if (NeedsEveryMask(p) && (is_f32 || p.bias.data != nullptr)) {
+    Format(
+        reason,
+        "%s it serves, beside lengths and dense masks, bands, with a prefix only where they have "
+        "no left edge",
+        is_f32 ? "in the arithmetic of f32" : "with a bias");
   } else if (p.sources.dense_count + (p.mask.dense.words != nullptr) != 0 &&
              p.kv_offset % 64 != 0) {
     Format(reason, "with a dense mask it serves kv_offset that is a multiple of 64, not %lld",
@@ -120,7 +152,7 @@ cudaError_t LaunchGradientProducts(const BackwardParams& base, cudaStream_t stre
   const int columns = Planes(math) * head_dim;
   const int box_rows = is_f32 ? kF32StepRows : kStepRows;
   GradientParams params;
-  if (!HasOrdinaryScores(p) || most_rows > INT32_MAX ||
+  if (!HasOrdinaryScale(p) || most_rows > INT32_MAX ||
       !MakeMaps(base.queries, math, batch * p.q_heads, columns, box_rows, &params.queries) ||
       !MakeMaps(base.keys, math, batch * p.kv_heads, columns, box_rows, &params.keys) ||
       (p.bias.data != nullptr && !MakeBiasSource(p, kStepRows, &params.bias))) {

@@ -10,7 +10,7 @@
 
 namespace tandem::cuda::hopper {
 
-template <core::DType kDType, int kHeadDim, GradientSide kSide, bool kHasBias>
+template <core::DType kDType, int kHeadDim, GradientSide kSide, GradientTerms kTerms>
 cudaError_t LaunchSide(GradientParams& params, cudaStream_t stream) {
   const core::Problem& p = params.base.problem;
   constexpr bool kKeepsKeys = kSide == GradientSide::kKeys;
@@ -22,17 +22,17 @@ cudaError_t LaunchSide(GradientParams& params, cudaStream_t stream) {
   const int64_t head_bytes = (kKeepsKeys ? p.group * p.q_rows : p.kv_rows) * 4 * kHeadDim;
   params.base.section_heads = SectionHeads(p, heads, head_bytes, 1);
   const auto kernel =
-      reinterpret_cast<const void*>(&HopperGradientKernel<kDType, kHeadDim, kSide, kHasBias>);
-  constexpr int kBytes = kGradientSharedBytes<kHeadDim, kSide, kHasBias>;
+      reinterpret_cast<const void*>(&HopperGradientKernel<kDType, kHeadDim, kSide, kTerms>);
+  constexpr int kBytes = kGradientSharedBytes<kHeadDim, kSide, kTerms>;
   return LaunchSideKernel(kernel, items, MakeBackwardPolicy(kHeadDim).threads, kBytes, params,
                           stream);
 }
 
-template <core::DType kDType, int kHeadDim, bool kHasBias>
+template <core::DType kDType, int kHeadDim, GradientTerms kTerms>
 cudaError_t LaunchGradients(GradientParams params, GradientSide side, cudaStream_t stream) {
   return side == GradientSide::kKeys
-             ? LaunchSide<kDType, kHeadDim, GradientSide::kKeys, kHasBias>(params, stream)
-             : LaunchSide<kDType, kHeadDim, GradientSide::kQueries, kHasBias>(params, stream);
+             ? LaunchSide<kDType, kHeadDim, GradientSide::kKeys, kTerms>(params, stream)
+             : LaunchSide<kDType, kHeadDim, GradientSide::kQueries, kTerms>(params, stream);
 }
 
 template <core::DType kDType, int kHeadDim>

@@ -11,6 +11,9 @@ namespace tandem::cuda::hopper {
 
 // Whether these kernels serve a backward pass that the portable ones serve, with the reason as a
 // sentence where they do not. Looks at shapes and terms alone.
+// What only the kernels of every mask serve, and those of all terms.
+bool NeedsEveryMask(const core::Problem& problem);
+bool NeedsAllTerms(const core::Problem& problem);
 bool DeclinesGradients(const core::Problem& problem, core::Text* reason);
 
 // dQ, dK and dV of prepared planes, by LaunchPortableProducts where the scale, which no plan knows,
@@ -18,7 +21,7 @@ bool DeclinesGradients(const core::Problem& problem, core::Text* reason);
 cudaError_t LaunchGradientProducts(const BackwardParams& params, cudaStream_t stream);
 
 // dQ, or dK and dV. kHeadDim: HeadDimBucket(max(Dqk, Dv)).
-template <core::DType kDType, int kHeadDim, bool kHasBias>
+template <core::DType kDType, int kHeadDim, GradientTerms kTerms>
 cudaError_t LaunchGradients(GradientParams params, GradientSide side, cudaStream_t stream);
 // dBias, if it has rows and keys of its own.
 template <core::DType kDType, int kHeadDim>

@@ -7,10 +7,19 @@
 
 namespace tandem::cuda::hopper {
 
+// What dropout keeps, as GradientState::words.
+template <int kStages>
+struct KeptPairs {
+  uint64_t kept[2 * kStages][kKeptRows];
+};
+struct NoKeptPairs {};
+
 // What the warps of a block share, after the tiles.
-template <int kHeadDim, GradientSide kSide, bool kHasBias>
-struct alignas(16) GradientState {
-  static constexpr BackwardPolicy kPolicy = MakeBackwardPolicy(kHeadDim, kHasBias);
+template <int kHeadDim, GradientSide kSide, GradientTerms kTerms>
+struct alignas(16) GradientState
+    : std::conditional_t<kTerms == GradientTerms::kAll,
+                         KeptPairs<MakeBackwardPolicy(kHeadDim, kTerms).stages>, NoKeptPairs> {
+  static constexpr BackwardPolicy kPolicy = MakeBackwardPolicy(kHeadDim, kTerms);
   static constexpr bool kKeepsKeys = kSide == GradientSide::kKeys;
   static constexpr int kBiasOffset =
       2 * kPolicy.kept_bytes + 2 * kPolicy.stages * kPolicy.step_bytes;
@@ -29,10 +38,10 @@ struct alignas(16) GradientState {
   uint64_t kept_full;
   KeptBlock block;
 };
-template <int kHeadDim, GradientSide kSide, bool kHasBias>
+template <int kHeadDim, GradientSide kSide, GradientTerms kTerms>
 inline constexpr int kGradientSharedBytes =
-    GradientState<kHeadDim, kSide, kHasBias>::kOffset +
-    static_cast<int>(sizeof(GradientState<kHeadDim, kSide, kHasBias>));
+    GradientState<kHeadDim, kSide, kTerms>::kOffset +
+    static_cast<int>(sizeof(GradientState<kHeadDim, kSide, kTerms>));
 
 // By each lane of a warp: racecheck takes ordinary stores and loads of a thread for ordered by its
 // own arrival only. The full barriers: once the copies are begun, and by those who write words and
@@ -40,13 +49,14 @@ inline constexpr int kGradientSharedBytes =
 inline constexpr int kFullArrivals = 1 + kWarpSize;
 inline constexpr int kEmptyArrivals = 8 * kWarpSize;  // warps with rows
 
-template <int kHeadDim, GradientSide kSide, bool kHasBias>
-class GradientLoader : private GradientTiles<kSide, kHasBias> {
+template <int kHeadDim, GradientSide kSide, GradientTerms kTerms>
+class GradientLoader : private GradientTiles<kSide, kTerms> {
  public:
-  using Tiles = GradientTiles<kSide, kHasBias>;
-  using State = GradientState<kHeadDim, kSide, kHasBias>;
+  using Tiles = GradientTiles<kSide, kTerms>;
+  using State = GradientState<kHeadDim, kSide, kTerms>;
   static constexpr BackwardPolicy kPolicy = State::kPolicy;
   static constexpr bool kKeepsKeys = State::kKeepsKeys;
+  static constexpr bool kHasBias = kTerms == GradientTerms::kBias;
 
   __device__ GradientLoader(const GradientParams& params, uint32_t shared, State& state)
       : Tiles(params.base, state.block),
@@ -108,6 +118,12 @@ class GradientLoader : private GradientTiles<kSide, kHasBias> {
   __device__ __forceinline__ void Announce(const StepTile& tile) {
     // The step that had these words is done with: the wait of this warp's last step says so.
     if (tile.IsHidden()) this->MakeWords(tile, state_.words[steps_ % (2 * kPolicy.stages)]);
+    if constexpr (kTerms == GradientTerms::kAll) {
+      if (base_.problem.dropout.enabled != 0) {
+        this->MakeWords(tile, state_.kept[steps_ % (2 * kPolicy.stages)],
+                        [&](int query, int key) { return KeptWord(tile, query, key); });
+      }
+    }
     const uint32_t stage = steps_ % kPolicy.stages;
     const uint32_t full = WaitForStage();
     const int row = (kKeepsKeys ? this->query_row_ : this->key_row_) + tile.FirstRow();
@@ -127,6 +143,27 @@ class GradientLoader : private GradientTiles<kSide, kHasBias> {
       }
     }
     Arrive(full);
+  }
+
+  // The keys from local key `key` on that dropout keeps for a row, in quad order.
+  __device__ __forceinline__ uint64_t KeptWord(const StepTile& tile, int row, int key) const {
+    const core::Dropout& dropout = base_.problem.dropout;
+    const int64_t head_index = s_.batch * base_.problem.q_heads + tile.head;
+    const int64_t i = s_.q_offset + row;
+    const int64_t j = s_.kv_offset + key;
+    const int before = static_cast<int>(j & 3);  // keys that share the first draw
+    uint64_t kept = 0;
+#pragma unroll 1
+    for (int n = -before; n < core::kTile; n += 4) {
+      const core::Philox4 drawn = core::DropoutWords(dropout, head_index, i, j + n);
+      uint64_t four = 0;
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        four |= static_cast<uint64_t>(drawn.word[e] >= dropout.threshold) << e;
+      }
+      kept |= n >= 0 ? four << n : four >> -n;
+    }
+    return core::ToQuadOrder(kept);
   }
 
   // 64 rows of both tensors of a side, into tiles of `kTileRows` rows.

@@ -28,12 +28,23 @@ struct BackwardPolicy {
   int bias_bytes;  // of a step; 0 in kernels without one
 };
 
-constexpr BackwardPolicy MakeBackwardPolicy(int head_dim, bool has_bias = false) {
+// What the 16-bit kernels of dQ, dK and dV compute: products by the scale and lengths, bands and
+// dense masks; the same and a bias; every mask; every mask, ALiBi, softcap and dropout.
+enum class GradientTerms { kFewest, kBias, kMasks, kAll };
+
+constexpr bool ServesEveryMask(GradientTerms terms) {
+  return terms == GradientTerms::kMasks || terms == GradientTerms::kAll;
+}
+
+constexpr BackwardPolicy MakeBackwardPolicy(int head_dim,
+                                            GradientTerms terms = GradientTerms::kFewest) {
+  const bool has_bias = terms == GradientTerms::kBias;
   BackwardPolicy policy = {};
   policy.stages = head_dim > 64 && has_bias ? 3 : 4;
   policy.threads = 3 * kWarpgroupThreads;
+  // Together three times what the launch gives a thread, or no warp would get them.
   policy.registers = head_dim <= 64 ? 208 : 240;
-  policy.loading_registers = head_dim <= 64 ? 88 : 24;
+  policy.loading_registers = 504 - 2 * policy.registers;
   policy.kept_bytes = kKeptRows * head_dim * 2;
   policy.step_bytes = kStepRows * head_dim * 2;
   policy.bias_bytes = has_bias ? kKeptRows * kStepRows * 2 : 0;

@@ -105,7 +105,8 @@ __device__ __forceinline__ uint32_t HidingParts(const BackwardParams& base, cons
 
 // The 64 keys from `key` on that a row sees, in quad order, by the parts that hide some.
 __device__ __forceinline__ uint64_t RowWord(const BackwardParams& base, const HeadRows& rows,
-                                            uint32_t parts, int row, int key) {
+                                            uint32_t parts, int row, int key,
+                                            bool has_all_terms = false) {
   if (row >= rows.existing) return 0;
   uint64_t word = ~uint64_t{0};
   if ((parts & StepTile::kDensePart) != 0) {
@@ -118,17 +119,38 @@ __device__ __forceinline__ uint64_t RowWord(const BackwardParams& base, const He
                : 0;
   }
   if ((parts & StepTile::kStructuredPart) != 0) {
-    const KeyInterval keys = base.intervals[rows.query_row + row];
-    word &= core::ToQuadOrder(core::IntervalWord(keys.begin - key, keys.end - key));
+    uint64_t visible;
+    if (has_all_terms) {
+      visible = core::StructuredWord(base.problem.mask, rows.sequence, rows.head, row, key);
+    } else {
+      const KeyInterval keys = base.intervals[rows.query_row + row];
+      visible = core::IntervalWord(keys.begin - key, keys.end - key);
+    }
+    word &= core::ToQuadOrder(visible);
   }
   return word;
 }
 
+// The same where terms leave rows more than an interval of keys.
+__device__ __forceinline__ uint32_t HidingTerms(const BackwardParams& base, const HeadRows& rows,
+                                                int row, int row_count, int key, int key_count) {
+  const Sequence& s = rows.sequence;
+  const core::TileClasses classes =
+      core::ClassifyTerms(base.problem.mask, s, rows.head, row,
+                          core::Min<int64_t>(row + row_count, s.q_rows), key, key + key_count);
+  if (core::CombineTerms(classes.structured, classes.dense) == core::TileClass::kEmpty) {
+    return kNoTile;
+  }
+  return (classes.structured == core::TileClass::kPartial ? StepTile::kStructuredPart : 0u) |
+         (classes.dense == core::TileClass::kPartial ? StepTile::kDensePart : 0u);
+}
+
 // One warp's view of the tiles of a block.
-template <GradientSide kSide, bool kHasBias = false>
+template <GradientSide kSide, GradientTerms kTerms = GradientTerms::kFewest>
 class GradientTiles {
  public:
   static constexpr bool kKeepsKeys = kSide == GradientSide::kKeys;
+  static constexpr bool kEveryMask = ServesEveryMask(kTerms);
 
   __device__ GradientTiles(const BackwardParams& base, const KeptBlock& block)
       : base_(base),
@@ -154,9 +176,16 @@ class GradientTiles {
     int end = existing_rows_;
     if (!kKeepsKeys) {
       const bool has_rows = first_ < existing_rows_;
-      const HeadRows rows = RowsOf(head);
-      begin = has_rows ? rows.FirstInterval(base_, first_).begin / kStepRows : 0;
-      end = has_rows ? rows.LastInterval(base_, first_ + kKeptRows).end : 0;
+      if constexpr (kEveryMask) {
+        const core::Interval hull = core::VisibleKeyHull(
+            problem_.mask, s_, head, first_, core::Min<int64_t>(first_ + kKeptRows, s_.q_rows));
+        begin = static_cast<int>(hull.begin) / kStepRows;
+        end = static_cast<int>(hull.end);
+      } else {
+        const HeadRows rows = RowsOf(head);
+        begin = has_rows ? rows.FirstInterval(base_, first_).begin / kStepRows : 0;
+        end = has_rows ? rows.LastInterval(base_, first_ + kKeptRows).end : 0;
+      }
     }
     end = core::CeilDiv(end, kStepRows);
 #pragma unroll 1
@@ -182,14 +211,15 @@ class GradientTiles {
     constexpr int kKeys = kKeepsKeys ? kKeptRows : kStepRows;
     const int row = kKeepsKeys ? tile * kStepRows : first_;
     const int key = kKeepsKeys ? first_ : tile * kStepRows;
-    uint32_t properties = HidingParts(base_, RowsOf(head), row, kRows, key, kKeys);
+    uint32_t properties = kEveryMask ? HidingTerms(base_, RowsOf(head), row, kRows, key, kKeys)
+                                     : HidingParts(base_, RowsOf(head), row, kRows, key, kKeys);
     if (properties == kNoTile) return kNoTile;
     const bool has_flags =
         kKeepsKeys ? HasQueryFlags(head, row, kRows) : HasKeyFlags(kv_head, key, kKeys);
     const bool is_flagged = has_flags || has_kept_flags_;
     if (is_flagged) properties |= StepTile::kFlagged;
     // Else rows that are not there show it by their statistics.
-    if ((kHasBias || is_flagged) && row + kRows > existing_rows_) {
+    if ((kTerms == GradientTerms::kBias || is_flagged) && row + kRows > existing_rows_) {
       properties |= StepTile::kStructuredPart;
     }
     return properties;
@@ -215,6 +245,12 @@ class GradientTiles {
 
   // Words in quad order: lane c's 16 bits stand for rows 8 n + 2 c + e of the step, as bit 2 n + e.
   __device__ __forceinline__ void MakeWords(const StepTile& tile, uint64_t* words) const {
+    MakeWords(tile, words, [&](int row, int key) { return Word(tile, row, key); });
+  }
+  // The same of any words of 64 keys, in quad order.
+  template <typename WordOf>
+  __device__ __forceinline__ void MakeWords(const StepTile& tile, uint64_t* words,
+                                            const WordOf& word_of) const {
     if constexpr (kKeepsKeys) {
       // 32 keys by 32 rows at a time. This lane asks for the row of bit `lane` of the result, and
       // what it gets has the keys in an order of their own, which says where the result goes.
@@ -224,7 +260,7 @@ class GradientTiles {
       for (int block = 0; block < kKeptRows; block += core::kTile) {
         uint64_t rows[2];
 #pragma unroll
-        for (int n = 0; n < 2; ++n) rows[n] = Word(tile, row + 4 * n, first_ + block);
+        for (int n = 0; n < 2; ++n) rows[n] = word_of(row + 4 * n, first_ + block);
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
           uint32_t bits[2];
@@ -242,13 +278,13 @@ class GradientTiles {
     } else {
 #pragma unroll 2
       for (int n = lane_; n < kKeptRows; n += kWarpSize) {
-        words[n] = Word(tile, first_ + n, tile.FirstRow());
+        words[n] = word_of(first_ + n, tile.FirstRow());
       }
     }
   }
 
   __device__ __forceinline__ uint64_t Word(const StepTile& tile, int row, int key) const {
-    return RowWord(base_, RowsOf(tile.head), tile.word, row, key);
+    return RowWord(base_, RowsOf(tile.head), tile.word, row, key, kEveryMask);
   }
 
   const BackwardParams& base_;

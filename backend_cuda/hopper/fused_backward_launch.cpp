@@ -44,6 +44,13 @@ bool DeclinesFusedGradients(const Problem& p, core::Text* reason) {
     core::Format(reason, "it serves no bias");
   } else if (GradientMath(p) != p.dtype) {
     core::Format(reason, "it serves dout of q's type, and it is %s", core::DTypeName(p.dout.dtype));
+  } else if (NeedsAllTerms(p)) {
+    core::Format(reason, "it serves no ALiBi, softcap or dropout");
+  } else if (NeedsEveryMask(p)) {
+    core::Format(
+        reason,
+        "beside lengths and dense masks it serves bands, with a prefix only where they have "
+        "no left edge");
   } else {
     return DeclinesGradients(p, reason);
   }

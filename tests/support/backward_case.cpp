@@ -102,21 +102,31 @@ tandem_status RunBackward(const Kernel& kernel, BackwardCase& problem,
 
 namespace {
 
-// efficient_cuda_backward.sm90: scores that are scaled products and a bias with rows of its own,
-// rows that see one interval of keys beside dense masks. In f32, and where dO is of f32, no bias.
-bool MustAcceptBackwardOnHopper(const CaseSpec& spec) {
-  const auto is_served = [&](const TermSpec& term) {
-    return term.kind == TANDEM_MASK_LENGTHS ||
-           (term.kind == TANDEM_MASK_DENSE && spec.kv_offset % 64 == 0) ||
-           (term.kind == TANDEM_MASK_BAND &&
-            (!term.prefix || (term.left < 0 && !term.widths_per_head)));
-  };
+// efficient_cuda_backward.sm90. With a bias, which has rows of its own, in f32 (without a bias) and
+// where dO is of f32, as all at once (`is_fused`), rows see one interval of keys beside dense
+// masks, and scores are scaled products and that bias.
+bool MustAcceptBackwardOnHopper(const CaseSpec& spec, bool is_fused) {
   const bool is_f32 = spec.dtype == TANDEM_DTYPE_F32 || spec.out_f32;
-  const bool is_bias_served =
-      spec.bias.dtype == TANDEM_DTYPE_UNSET ||
-      (IsBiasOnHopper(spec) && !is_f32 && spec.bias.per_row && spec.q_rows > 1);
-  return std::max(spec.qk_dim, spec.v_dim) <= 128 && spec.softcap == 0.0f && is_bias_served &&
-         spec.alibi_rank == 0 && spec.dropout_rate == 0.0f &&
+  const bool has_bias = spec.bias.dtype != TANDEM_DTYPE_UNSET;
+  const bool has_few_terms = is_fused || is_f32 || has_bias;
+  const auto is_served = [&](const TermSpec& term) {
+    switch (term.kind) {
+      case TANDEM_MASK_LENGTHS:
+        return true;
+      case TANDEM_MASK_DENSE:
+        return spec.kv_offset % 64 == 0;
+      case TANDEM_MASK_BAND:
+        return !has_few_terms || !term.prefix || (term.left < 0 && !term.widths_per_head);
+      default:
+        return !has_few_terms;
+    }
+  };
+  const bool is_bias_served = !has_bias || (IsBiasOnHopper(spec) && !is_f32 && !is_fused &&
+                                            spec.bias.per_row && spec.q_rows > 1);
+  const bool has_score_terms =
+      spec.softcap != 0.0f || spec.alibi_rank != 0 || spec.dropout_rate != 0.0f;
+  return std::max(spec.qk_dim, spec.v_dim) <= 128 && is_bias_served &&
+         !(has_few_terms && has_score_terms) &&
          std::all_of(spec.terms.begin(), spec.terms.end(), is_served);
 }
 
@@ -131,11 +141,10 @@ bool MustAcceptBackward(const Kernel& kernel, const CaseSpec& spec) {
                      (kernel.name.ends_with(".bf16") && spec.dtype == TANDEM_DTYPE_BF16);
   if (!dtype) return false;
   if (kernel.name.starts_with("efficient_cuda_backward.sm90_fused.")) {
-    return MustAcceptBackwardOnHopper(spec) && !spec.out_f32 &&
-           spec.bias.dtype == TANDEM_DTYPE_UNSET;
+    return MustAcceptBackwardOnHopper(spec, true) && !spec.out_f32;
   }
   if (kernel.name.starts_with("efficient_cuda_backward.sm90.")) {
-    return MustAcceptBackwardOnHopper(spec);
+    return MustAcceptBackwardOnHopper(spec, false);
   }
   return std::max(spec.qk_dim, spec.v_dim) <= (is_cuda ? 256 : 512);
 }

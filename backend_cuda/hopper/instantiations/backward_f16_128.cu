@@ -1,4 +1,5 @@
 #include "backend_cuda/hopper/backward_launch.cuh"
 
-template cudaError_t tandem::cuda::hopper::LaunchGradients<tandem::core::DType::kF16, 128, false>(
+template cudaError_t tandem::cuda::hopper::LaunchGradients<
+    tandem::core::DType::kF16, 128, tandem::cuda::hopper::GradientTerms::kFewest>(
     tandem::cuda::hopper::GradientParams, tandem::cuda::GradientSide, cudaStream_t);

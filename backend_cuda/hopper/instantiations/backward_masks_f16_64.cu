@@ -1,0 +1,5 @@
+#include "backend_cuda/hopper/backward_launch.cuh"
+
+template cudaError_t tandem::cuda::hopper::LaunchGradients<
+    tandem::core::DType::kF16, 64, tandem::cuda::hopper::GradientTerms::kMasks>(
+    tandem::cuda::hopper::GradientParams, tandem::cuda::GradientSide, cudaStream_t);

@@ -43,18 +43,6 @@ cudaError_t LaunchProducts(const BackwardParams& params, cudaStream_t stream) {
   return error;
 }
 
-template <DType kDType>
-cudaError_t LaunchType(const BackwardParams& params, cudaStream_t stream) {
-  switch (GradientHeadDim(core::Max(params.problem.qk_dim, params.problem.v_dim))) {
-    case 64:
-      return LaunchProducts<kDType, 64>(params, stream);
-    case 128:
-      return LaunchProducts<kDType, 128>(params, stream);
-    default:
-      return LaunchProducts<kDType, 256>(params, stream);
-  }
-}
-
 }  // namespace
 
 bool DeclineBackward(DType dtype, const Problem& problem, core::Text* reason) {
@@ -83,14 +71,9 @@ int64_t BackwardWorkspaceSize(const Problem& problem) {
 }
 
 cudaError_t LaunchPortableProducts(const BackwardParams& params, cudaStream_t stream) {
-  switch (GradientMath(params.problem)) {
-    case DType::kF16:
-      return LaunchType<DType::kF16>(params, stream);
-    case DType::kBF16:
-      return LaunchType<DType::kBF16>(params, stream);
-    default:
-      return LaunchType<DType::kF32>(params, stream);
-  }
+  return LaunchForPlanes(params.problem, [&]<DType kDType, int kHeadDim>() {
+    return LaunchProducts<kDType, kHeadDim>(params, stream);
+  });
 }
 
 cudaError_t LaunchBackward(const Problem& problem, void* workspace,

@@ -22,6 +22,30 @@ cudaError_t LaunchBackward(const core::Problem& problem, void* workspace,
                            ProductsLauncher launch_products, bool reads_tensors,
                            cudaStream_t stream);
 
+// launch.operator()<GradientMath, GradientHeadDim>() of a problem's planes.
+template <core::DType kDType, typename Launch>
+cudaError_t LaunchForHeadDim(const core::Problem& p, Launch launch) {
+  switch (GradientHeadDim(core::Max(p.qk_dim, p.v_dim))) {
+    case 64:
+      return launch.template operator()<kDType, 64>();
+    case 128:
+      return launch.template operator()<kDType, 128>();
+    default:
+      return launch.template operator()<kDType, 256>();
+  }
+}
+template <typename Launch>
+cudaError_t LaunchForPlanes(const core::Problem& p, Launch launch) {
+  switch (GradientMath(p)) {
+    case core::DType::kF16:
+      return LaunchForHeadDim<core::DType::kF16>(p, launch);
+    case core::DType::kBF16:
+      return LaunchForHeadDim<core::DType::kBF16>(p, launch);
+    default:
+      return LaunchForHeadDim<core::DType::kF32>(p, launch);
+  }
+}
+
 // Parts of it. kDType: GradientMath; kHeadDim: GradientHeadDim(max(Dqk, Dv)).
 
 // dQ, or dK and dV, and the sums that the problem needs of them.

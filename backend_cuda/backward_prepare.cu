@@ -443,29 +443,12 @@ cudaError_t LaunchPrepareOf(BackwardParams params, cudaStream_t stream) {
                           stream);
 }
 
-template <DType kDType>
-cudaError_t LaunchPrepareType(const BackwardParams& params, cudaStream_t stream) {
-  switch (GradientHeadDim(core::Max(params.problem.qk_dim, params.problem.v_dim))) {
-    case 64:
-      return LaunchPrepareOf<kDType, 64>(params, stream);
-    case 128:
-      return LaunchPrepareOf<kDType, 128>(params, stream);
-    default:
-      return LaunchPrepareOf<kDType, 256>(params, stream);
-  }
-}
-
 }  // namespace
 
 cudaError_t LaunchPrepareGradients(const BackwardParams& params, cudaStream_t stream) {
-  switch (GradientMath(params.problem)) {
-    case DType::kF16:
-      return LaunchPrepareType<DType::kF16>(params, stream);
-    case DType::kBF16:
-      return LaunchPrepareType<DType::kBF16>(params, stream);
-    default:
-      return LaunchPrepareType<DType::kF32>(params, stream);
-  }
+  return LaunchForPlanes(params.problem, [&]<DType kDType, int kHeadDim>() {
+    return LaunchPrepareOf<kDType, kHeadDim>(params, stream);
+  });
 }
 
 }  // namespace tandem::cuda

@@ -598,22 +598,7 @@ __global__ void __launch_bounds__(MakeF32BackwardPolicy(kHeadDim).threads, 1)
   extern __shared__ __align__(1024) char shared[];
   const uint32_t address = SharedAddress(shared);
   State& state = *reinterpret_cast<State*>(shared + State::kOffset);
-  // As HopperGradientKernel.
-  const Problem& p = params.base.problem;
-  const auto blocks = static_cast<uint32_t>(params.base.blocks);
-  const auto section = static_cast<uint32_t>(params.base.section_heads);
-  const auto heads = static_cast<uint32_t>(kKeepsKeys ? p.kv_heads : p.q_heads);
-  const uint32_t first_head = blockIdx.x / (section * blocks) * section;
-  const uint32_t rest = blockIdx.x - first_head * blocks;
-  const uint32_t heads_here =
-      core::Min(section, static_cast<uint32_t>(p.batch) * heads - first_head);
-  const uint32_t turn = rest / heads_here;
-  const uint32_t head = first_head + rest % heads_here;
-  KeptBlock block;
-  int32_t status = 0;
-  block.sequence = core::ResolveSequence(p, head / heads, &status);
-  block.head = head % heads;
-  block.first_row = int64_t{kKeepsKeys ? turn : blocks - 1 - turn} * kF32KeptRows;
+  const KeptBlock block = MakeKeptBlock<kSide, kF32KeptRows>(params.base);
   AllowDependentLaunch();
   if (block.first_row >= (kKeepsKeys ? block.sequence.kv_rows : block.sequence.q_rows)) {
     if (blockIdx.x == 0) WaitForEarlierLaunch();

@@ -595,24 +595,8 @@ __global__ void __launch_bounds__(MakeBackwardPolicy(kHeadDim).threads, 1)
   extern __shared__ __align__(1024) char shared[];
   const uint32_t address = SharedAddress(shared);
   State& state = *reinterpret_cast<State*>(shared + State::kOffset);
-  // As the portable kernel: heads in sections whose rows stay in the L2 cache, the longest blocks
-  // first in each.
-  const Problem& p = params.base.problem;
-  const auto blocks = static_cast<uint32_t>(params.base.blocks);
-  const auto section = static_cast<uint32_t>(params.base.section_heads);
-  const auto heads = static_cast<uint32_t>(kKeepsKeys ? p.kv_heads : p.q_heads);
-  const uint32_t first_head = blockIdx.x / (section * blocks) * section;
-  const uint32_t rest = blockIdx.x - first_head * blocks;
-  const uint32_t heads_here =
-      core::Min(section, static_cast<uint32_t>(p.batch) * heads - first_head);
-  const uint32_t turn = rest / heads_here;
-  const uint32_t head = first_head + rest % heads_here;
   // In shared memory, since the loop has no registers for it.
-  KeptBlock block;
-  int32_t status = 0;
-  block.sequence = core::ResolveSequence(p, head / heads, &status);
-  block.head = head % heads;
-  block.first_row = int64_t{kKeepsKeys ? turn : blocks - 1 - turn} * kKeptRows;
+  const KeptBlock block = MakeKeptBlock<kSide, kKeptRows>(params.base);
   // The second of the two launches fills the multiprocessors that the first one leaves. They have
   // nothing in common, but what follows waits for the second alone.
   AllowDependentLaunch();

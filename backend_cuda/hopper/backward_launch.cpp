@@ -80,23 +80,32 @@ cudaError_t LaunchF32(const GradientParams& params, int head_dim, cudaStream_t s
 
 }  // namespace
 
-cudaError_t LaunchSideKernel(const void* kernel, int64_t blocks, int threads, int shared_bytes,
-                             GradientParams& params, cudaStream_t stream) {
-  const cudaError_t error =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
+cudaError_t LaunchSideKernel(const SideKernel& kernel, GradientParams& params,
+                             cudaStream_t stream) {
+  const Problem& p = params.base.problem;
+  const bool keeps_keys = kernel.side == GradientSide::kKeys;
+  const int64_t heads = p.batch * (keeps_keys ? p.kv_heads : p.q_heads);
+  params.base.blocks = core::CeilDiv<int64_t>(keeps_keys ? p.kv_rows : p.q_rows, kernel.kept_rows);
+  const int64_t items = params.base.blocks * heads;
+  if (items == 0) return cudaSuccess;
+  if (items > INT32_MAX) return cudaErrorInvalidConfiguration;
+  const int64_t head_bytes = (keeps_keys ? p.group * p.q_rows : p.kv_rows) * kernel.row_bytes;
+  params.base.section_heads = SectionHeads(p, heads, head_bytes, 1);
+  const cudaError_t error = cudaFuncSetAttribute(
+      kernel.kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kernel.shared_bytes);
   if (error != cudaSuccess) return error;
   cudaLaunchAttribute attribute = {};
   attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attribute.val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(static_cast<unsigned>(blocks));
-  config.blockDim = dim3(static_cast<unsigned>(threads));
-  config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
+  config.gridDim = dim3(static_cast<unsigned>(items));
+  config.blockDim = dim3(static_cast<unsigned>(kernel.threads));
+  config.dynamicSmemBytes = static_cast<size_t>(kernel.shared_bytes);
   config.stream = stream;
   config.attrs = &attribute;
   config.numAttrs = params.is_dependent != 0 ? 1 : 0;
   void* arguments[] = {&params};
-  return cudaLaunchKernelExC(&config, kernel, arguments);
+  return cudaLaunchKernelExC(&config, kernel.kernel, arguments);
 }
 
 bool NeedsEveryMask(const Problem& p) {

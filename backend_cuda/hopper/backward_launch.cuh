@@ -6,26 +6,17 @@
 #include "backend_cuda/hopper/backward_bias.cuh"
 #include "backend_cuda/hopper/backward_launch.h"
 #include "backend_cuda/launch.h"
-#include "backend_cuda/tile_choice.h"
 
 namespace tandem::cuda::hopper {
 
 template <core::DType kDType, int kHeadDim, GradientSide kSide, GradientTerms kTerms>
 cudaError_t LaunchSide(GradientParams& params, cudaStream_t stream) {
-  const core::Problem& p = params.base.problem;
-  constexpr bool kKeepsKeys = kSide == GradientSide::kKeys;
-  const int64_t heads = p.batch * (kKeepsKeys ? p.kv_heads : p.q_heads);
-  params.base.blocks = core::CeilDiv<int64_t>(kKeepsKeys ? p.kv_rows : p.q_rows, kKeptRows);
-  const int64_t items = params.base.blocks * heads;
-  if (items == 0) return cudaSuccess;
-  if (items > INT32_MAX) return cudaErrorInvalidConfiguration;
-  const int64_t head_bytes = (kKeepsKeys ? p.group * p.q_rows : p.kv_rows) * 4 * kHeadDim;
-  params.base.section_heads = SectionHeads(p, heads, head_bytes, 1);
   const auto kernel =
       reinterpret_cast<const void*>(&HopperGradientKernel<kDType, kHeadDim, kSide, kTerms>);
-  constexpr int kBytes = kGradientSharedBytes<kHeadDim, kSide, kTerms>;
-  return LaunchSideKernel(kernel, items, MakeBackwardPolicy(kHeadDim).threads, kBytes, params,
-                          stream);
+  return LaunchSideKernel(
+      {kernel, kSide, kKeptRows, 4 * kHeadDim, MakeBackwardPolicy(kHeadDim).threads,
+       kGradientSharedBytes<kHeadDim, kSide, kTerms>},
+      params, stream);
 }
 
 template <core::DType kDType, int kHeadDim, GradientTerms kTerms>

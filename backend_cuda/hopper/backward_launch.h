@@ -9,11 +9,11 @@
 
 namespace tandem::cuda::hopper {
 
-// Whether these kernels serve a backward pass that the portable ones serve, with the reason as a
-// sentence where they do not. Looks at shapes and terms alone.
 // What only the kernels of every mask serve, and those of all terms.
 bool NeedsEveryMask(const core::Problem& problem);
 bool NeedsAllTerms(const core::Problem& problem);
+// Whether these kernels serve a backward pass that the portable ones serve, with the reason as a
+// sentence where they do not. Looks at shapes and terms alone.
 bool DeclinesGradients(const core::Problem& problem, core::Text* reason);
 
 // dQ, dK and dV of prepared planes, by LaunchPortableProducts where the scale, which no plan knows,
@@ -31,10 +31,17 @@ cudaError_t LaunchBiasGradient(GradientParams params, cudaStream_t stream);
 template <int kHeadDim>
 cudaError_t LaunchF32Gradients(GradientParams params, GradientSide side, cudaStream_t stream);
 
-// Launches the kernel of a side, which may begin while that of the other one runs if
-// params.is_dependent.
-cudaError_t LaunchSideKernel(const void* kernel, int64_t blocks, int threads, int shared_bytes,
-                             GradientParams& params, cudaStream_t stream);
+// The kernel of a side. row_bytes: of both tensors that are walked over.
+struct SideKernel {
+  const void* kernel;
+  GradientSide side;
+  int kept_rows;
+  int row_bytes;
+  int threads;
+  int shared_bytes;
+};
+// Launches it; it may begin while that of the other side runs if params.is_dependent.
+cudaError_t LaunchSideKernel(const SideKernel& kernel, GradientParams& params, cudaStream_t stream);
 
 }  // namespace tandem::cuda::hopper
 

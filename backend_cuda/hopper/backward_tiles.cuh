@@ -42,6 +42,29 @@ struct KeptBlock {
   int64_t first_row;
 };
 
+// That of a block of the launch, which keeps kRows rows: as the portable kernel, heads in sections
+// whose rows stay in the L2 cache, the longest blocks first in each.
+template <GradientSide kSide, int kRows>
+__device__ __forceinline__ KeptBlock MakeKeptBlock(const BackwardParams& base) {
+  constexpr bool kKeepsKeys = kSide == GradientSide::kKeys;
+  const Problem& p = base.problem;
+  const auto blocks = static_cast<uint32_t>(base.blocks);
+  const auto section = static_cast<uint32_t>(base.section_heads);
+  const auto heads = static_cast<uint32_t>(kKeepsKeys ? p.kv_heads : p.q_heads);
+  const uint32_t first_head = blockIdx.x / (section * blocks) * section;
+  const uint32_t rest = blockIdx.x - first_head * blocks;
+  const uint32_t heads_here =
+      core::Min(section, static_cast<uint32_t>(p.batch) * heads - first_head);
+  const uint32_t turn = rest / heads_here;
+  const uint32_t head = first_head + rest % heads_here;
+  KeptBlock block;
+  int32_t status = 0;
+  block.sequence = core::ResolveSequence(p, head / heads, &status);
+  block.head = head % heads;
+  block.first_row = int64_t{kKeepsKeys ? turn : blocks - 1 - turn} * kRows;
+  return block;
+}
+
 // Where a row of a step has its statistics: what lane c reads at once, rows 8 t + 2 c + e of two t,
 // lies together.
 __device__ __forceinline__ int StatisticsPlace(int row) {

@@ -55,7 +55,7 @@ struct BackwardParams {
   GradientPlanes keys;
   RowStatistics* statistics;  // as rows of Q
   float* lse;                 // natural; -inf where the row is empty
-  KeyInterval* intervals;     // that rows see but for dense terms (core::SeesIntervals); or null
+  KeyInterval* intervals;     // that rows see but for dense terms and segments; or null
   uint64_t* non_finite;       // rows of dO with such elements, as queries.second_flags
   float* row_sums;            // of dS and of dS times ALiBi's distance, as rows of Q; null: unused
   float* key_sums;            // of dS, per query head and key; null: unused
@@ -114,6 +114,12 @@ TANDEM_HD bool NeedsKeySums(const core::Problem& p) {
   return p.dbias.data != nullptr && p.dbias.row_stride == 0 && p.dbias.column_stride != 0;
 }
 
+// Whether all terms but dense ones and segments leave a row one interval of keys.
+inline bool SeesIntervalsBesideSegments(core::Mask mask) {
+  mask.segments_count = 0;
+  return core::SeesIntervals(mask);
+}
+
 // Binds the parts of a workspace; `base` null: only their size in bytes is of interest.
 inline int64_t LayOutBackward(BackwardParams* params, char* base) {
   const core::Problem& p = params->problem;
@@ -141,7 +147,7 @@ inline int64_t LayOutBackward(BackwardParams* params, char* base) {
   take_planes(&params->keys, p.kv_heads, p.kv_rows, p.kv_total);
   take(&params->statistics, rows * static_cast<int64_t>(sizeof(RowStatistics)));
   take(&params->lse, rows * 4);
-  if (core::SeesIntervals(p.mask)) {
+  if (SeesIntervalsBesideSegments(p.mask)) {
     take(&params->intervals, rows * static_cast<int64_t>(sizeof(KeyInterval)));
   }
   take(&params->non_finite, 8 * p.batch * p.q_heads * params->queries.words);

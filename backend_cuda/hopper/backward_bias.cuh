@@ -196,7 +196,7 @@ class BiasGradientLoader {
       return kNoTile;
     }
     uint32_t properties =
-        HidingParts(base_, rows, tile.first_query, kKeptRows, tile.first_key, kStepRows);
+        HidingParts<false>(base_, rows, tile.first_query, kKeptRows, tile.first_key, kStepRows);
     if (properties == kNoTile) return kNoTile;
     // The bias of rows that are not there may be anything.
     if (tile.first_query + kKeptRows > rows.existing) properties |= StepTile::kStructuredPart;
@@ -232,7 +232,7 @@ class BiasGradientLoader {
 #pragma unroll 2
       for (int n = lane_; n < kKeptRows; n += kWarpSize) {
         state_.words[slot][n] =
-            RowWord(base_, rows, properties, tile.first_query + n, tile.first_key);
+            RowWord<false>(base_, rows, properties, tile.first_query + n, tile.first_key);
       }
     }
     Arrive(full);

@@ -69,7 +69,8 @@ inline constexpr int kF32GradientSharedBytes =
 
 // ---- loading ----
 
-template <int kHeadDim, GradientSide kSide>
+// kEveryMask: not only lengths, bands and dense masks.
+template <int kHeadDim, GradientSide kSide, bool kEveryMask>
 class F32GradientLoader {
  public:
   using State = F32GradientState<kHeadDim, kSide>;
@@ -134,16 +135,17 @@ class F32GradientLoader {
     int begin = 0;
     int end = existing_;
     if (!kKeepsKeys) {
-      const bool has_rows = first_ < existing_;
-      const HeadRows rows = RowsOf(head);
-      begin = has_rows ? rows.FirstInterval(base_, first_).begin / kF32StepRows : 0;
-      end = has_rows ? rows.LastInterval(base_, first_ + kF32KeptRows).end : 0;
+      FindSteps<kEveryMask, kF32StepRows>(base_, RowsOf(head), first_, kF32KeptRows, begin, end);
     }
     end = core::CeilDiv(end, kF32StepRows);
 #pragma unroll 1
     for (int tile = begin; tile < end; tile += kWarpSize) {
-      const uint32_t mine =
+      uint32_t mine =
           tile + lane_ < end ? Properties(head, kv_head, (tile + lane_) * kF32StepRows) : kNoTile;
+      if (kEveryMask && HasSegments(base_)) {
+        mine = WithSegments<kKeepsKeys, kF32StepRows>(base_, s_, {first_, first_ + kF32KeptRows},
+                                                      tile, mine, lane_);
+      }
 #pragma unroll 1
       for (uint32_t left = __ballot_sync(~0u, mine != kNoTile); left != 0; left &= left - 1) {
         const int n = __ffs(static_cast<int>(left)) - 1;
@@ -162,7 +164,7 @@ class F32GradientLoader {
     constexpr int kKeys = kKeepsKeys ? kF32KeptRows : kF32StepRows;
     const int row = kKeepsKeys ? other : first_;
     const int key = kKeepsKeys ? first_ : other;
-    uint32_t properties = HidingParts(base_, RowsOf(head), row, kRows, key, kKeys);
+    uint32_t properties = HidingParts<kEveryMask>(base_, RowsOf(head), row, kRows, key, kKeys);
     if (properties == kNoTile) return kNoTile;
     if (has_kept_flags_ || (kKeepsKeys ? HasQueryFlags(head, row) : HasKeyFlags(kv_head, key))) {
       properties |= StepTile::kFlagged;
@@ -210,7 +212,10 @@ class F32GradientLoader {
       const int key = kKeepsKeys ? first_ : tile.first_row / core::kTile * core::kTile;
 #pragma unroll
       for (int n = lane_; n < State::kWords; n += kWarpSize) {
-        state_.words[stage][n] = RowWord(base_, RowsOf(tile.head), tile.properties, query + n, key);
+        uint64_t word =
+            RowWord<kEveryMask>(base_, RowsOf(tile.head), tile.properties, query + n, key);
+        if (kEveryMask && HasSegments(base_)) word &= SegmentWord(base_, s_, query + n, key, lane_);
+        state_.words[stage][n] = word;
       }
     }
     Arrive(full);
@@ -589,7 +594,7 @@ class F32GradientWarpgroup {
   float second_sum_[kKeepsKeys ? kHeadDim / 2 : 1];  // dV
 };
 
-template <int kHeadDim, GradientSide kSide>
+template <int kHeadDim, GradientSide kSide, bool kEveryMask>
 __global__ void __launch_bounds__(MakeF32BackwardPolicy(kHeadDim).threads, 1)
     HopperF32GradientKernel(const __grid_constant__ GradientParams params) {
   using State = F32GradientState<kHeadDim, kSide>;
@@ -619,7 +624,7 @@ __global__ void __launch_bounds__(MakeF32BackwardPolicy(kHeadDim).threads, 1)
   const int warpgroup = __shfl_sync(~0u, static_cast<int>(threadIdx.x) / kWarpgroupThreads, 0);
   if (warpgroup == 0) {
     GiveRegisters<24>();
-    F32GradientLoader<kHeadDim, kSide>(params, address, state).Run();
+    F32GradientLoader<kHeadDim, kSide, kEveryMask>(params, address, state).Run();
     if (blockIdx.x == 0) WaitForEarlierLaunch();
   } else {
     TakeRegisters<240>();

@@ -8,20 +8,21 @@
 
 namespace tandem::cuda::hopper {
 
-template <int kHeadDim, GradientSide kSide>
+template <int kHeadDim, GradientSide kSide, bool kEveryMask>
 cudaError_t LaunchF32Side(GradientParams& params, cudaStream_t stream) {
-  const auto kernel = reinterpret_cast<const void*>(&HopperF32GradientKernel<kHeadDim, kSide>);
+  const auto kernel =
+      reinterpret_cast<const void*>(&HopperF32GradientKernel<kHeadDim, kSide, kEveryMask>);
   return LaunchSideKernel(
       {kernel, kSide, kF32KeptRows, 4 * kF32Parts * kHeadDim,
        MakeF32BackwardPolicy(kHeadDim).threads, kF32GradientSharedBytes<kHeadDim, kSide>},
       params, stream);
 }
 
-template <int kHeadDim>
+template <int kHeadDim, bool kEveryMask>
 cudaError_t LaunchF32Gradients(GradientParams params, GradientSide side, cudaStream_t stream) {
   return side == GradientSide::kKeys
-             ? LaunchF32Side<kHeadDim, GradientSide::kKeys>(params, stream)
-             : LaunchF32Side<kHeadDim, GradientSide::kQueries>(params, stream);
+             ? LaunchF32Side<kHeadDim, GradientSide::kKeys, kEveryMask>(params, stream)
+             : LaunchF32Side<kHeadDim, GradientSide::kQueries, kEveryMask>(params, stream);
 }
 
 }  // namespace tandem::cuda::hopper

@@ -71,10 +71,12 @@ cudaError_t LaunchType(const GradientParams& params, int head_dim, cudaStream_t 
                         : LaunchProducts<kDType, 128>(params, stream);
 }
 
-cudaError_t LaunchF32(const GradientParams& params, int head_dim, cudaStream_t stream) {
+template <int kHeadDim>
+cudaError_t LaunchF32(const GradientParams& params, cudaStream_t stream) {
   return LaunchSides(params, [&](const GradientParams& sides, GradientSide side) {
-    return head_dim == 64 ? LaunchF32Gradients<64>(sides, side, stream)
-                          : LaunchF32Gradients<128>(sides, side, stream);
+    return NeedsEveryMask(params.base.problem)
+               ? LaunchF32Gradients<kHeadDim, true>(sides, side, stream)
+               : LaunchF32Gradients<kHeadDim, false>(sides, side, stream);
   });
 }
 
@@ -134,12 +136,10 @@ bool DeclinesGradients(const Problem& p, core::Text* reason) {
     return true;
   } else if (p.dbias.data != nullptr && !HasBiasMatrix(p)) {
     Format(reason, "it computes no gradient of a bias that is broadcast over rows");
-  } else if (NeedsEveryMask(p) && (is_f32 || p.bias.data != nullptr)) {
-    Format(
-        reason,
-        "%s it serves, beside lengths and dense masks, bands, with a prefix only where they have "
-        "no left edge",
-        is_f32 ? "in the arithmetic of f32" : "with a bias");
+  } else if (NeedsEveryMask(p) && p.bias.data != nullptr) {
+    Format(reason,
+           "with a bias it serves, beside lengths and dense masks, bands, with a prefix only where "
+           "they have no left edge");
   } else if (p.sources.dense_count + (p.mask.dense.words != nullptr) != 0 &&
              p.kv_offset % 64 != 0) {
     Format(reason, "with a dense mask it serves kv_offset that is a multiple of 64, not %lld",
@@ -168,7 +168,9 @@ cudaError_t LaunchGradientProducts(const BackwardParams& base, cudaStream_t stre
     return LaunchPortableProducts(base, stream);
   }
   params.base = base;
-  if (is_f32) return LaunchF32(params, head_dim, stream);
+  if (is_f32) {
+    return head_dim == 64 ? LaunchF32<64>(params, stream) : LaunchF32<128>(params, stream);
+  }
   return math == DType::kF16 ? LaunchType<DType::kF16>(params, head_dim, stream)
                              : LaunchType<DType::kBF16>(params, head_dim, stream);
 }

@@ -28,7 +28,7 @@ template <core::DType kDType, int kHeadDim>
 cudaError_t LaunchBiasGradient(GradientParams params, cudaStream_t stream);
 
 // dQ, or dK and dV, of planes of f32. kHeadDim: HeadDimBucket(max(Dqk, Dv)).
-template <int kHeadDim>
+template <int kHeadDim, bool kEveryMask>
 cudaError_t LaunchF32Gradients(GradientParams params, GradientSide side, cudaStream_t stream);
 
 // The kernel of a side. row_bytes: of both tensors that are walked over.

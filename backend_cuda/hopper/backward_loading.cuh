@@ -151,17 +151,24 @@ class GradientLoader : private GradientTiles<kSide, kTerms> {
     const int64_t head_index = s_.batch * base_.problem.q_heads + tile.head;
     const int64_t i = s_.q_offset + row;
     const int64_t j = s_.kv_offset + key;
-    const int before = static_cast<int>(j & 3);  // keys that share the first draw
     uint64_t kept = 0;
-#pragma unroll 1
-    for (int n = -before; n < core::kTile; n += 4) {
-      const core::Philox4 drawn = core::DropoutWords(dropout, head_index, i, j + n);
-      uint64_t four = 0;
+    if ((j & 3) == 0) {
+      // At D64 the registers are there for draws that do not wait for each other.
+#pragma unroll kHeadDim <= 64 ? 4 : 1
+      for (int n = 0; n < core::kTile; n += 4) {
+        const core::Philox4 drawn = core::DropoutWords(dropout, head_index, i, j + n);
+        uint32_t four = 0;
 #pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        four |= static_cast<uint64_t>(drawn.word[e] >= dropout.threshold) << e;
+        for (int e = 0; e < 4; ++e) {
+          four |= static_cast<uint32_t>(drawn.word[e] >= dropout.threshold) << e;
+        }
+        kept |= uint64_t{four} << n;
       }
-      kept |= n >= 0 ? four << n : four >> -n;
+    } else {
+#pragma unroll 1
+      for (int n = 0; n < core::kTile; ++n) {
+        kept |= static_cast<uint64_t>(core::DropoutKeeps(dropout, head_index, i, j + n)) << n;
+      }
     }
     return core::ToQuadOrder(kept);
   }

@@ -102,13 +102,13 @@ tandem_status RunBackward(const Kernel& kernel, BackwardCase& problem,
 
 namespace {
 
-// efficient_cuda_backward.sm90. With a bias, which has rows of its own, in f32 (without a bias) and
-// where dO is of f32, as all at once (`is_fused`), rows see one interval of keys beside dense
-// masks, and scores are scaled products and that bias.
+// efficient_cuda_backward.sm90. With a bias, which has rows of its own, and all gradients at once
+// (`is_fused`) rows see one interval of keys beside dense masks. Scores are scaled products and
+// that bias, or, in 16 bits alone, go through other terms.
 bool MustAcceptBackwardOnHopper(const CaseSpec& spec, bool is_fused) {
   const bool is_f32 = spec.dtype == TANDEM_DTYPE_F32 || spec.out_f32;
   const bool has_bias = spec.bias.dtype != TANDEM_DTYPE_UNSET;
-  const bool has_few_terms = is_fused || is_f32 || has_bias;
+  const bool sees_intervals = is_fused || has_bias;
   const auto is_served = [&](const TermSpec& term) {
     switch (term.kind) {
       case TANDEM_MASK_LENGTHS:
@@ -116,9 +116,9 @@ bool MustAcceptBackwardOnHopper(const CaseSpec& spec, bool is_fused) {
       case TANDEM_MASK_DENSE:
         return spec.kv_offset % 64 == 0;
       case TANDEM_MASK_BAND:
-        return !has_few_terms || !term.prefix || (term.left < 0 && !term.widths_per_head);
+        return !sees_intervals || !term.prefix || (term.left < 0 && !term.widths_per_head);
       default:
-        return !has_few_terms;
+        return !sees_intervals;
     }
   };
   const bool is_bias_served = !has_bias || (IsBiasOnHopper(spec) && !is_f32 && !is_fused &&
@@ -126,7 +126,7 @@ bool MustAcceptBackwardOnHopper(const CaseSpec& spec, bool is_fused) {
   const bool has_score_terms =
       spec.softcap != 0.0f || spec.alibi_rank != 0 || spec.dropout_rate != 0.0f;
   return std::max(spec.qk_dim, spec.v_dim) <= 128 && is_bias_served &&
-         !(has_few_terms && has_score_terms) &&
+         !(has_score_terms && (is_fused || has_bias || is_f32)) &&
          std::all_of(spec.terms.begin(), spec.terms.end(), is_served);
 }
 

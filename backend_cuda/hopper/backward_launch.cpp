@@ -136,6 +136,8 @@ bool DeclinesGradients(const Problem& p, core::Text* reason) {
     return true;
   } else if (p.dbias.data != nullptr && !HasBiasMatrix(p)) {
     Format(reason, "it computes no gradient of a bias that is broadcast over rows");
+  } else if (p.mask.row_ranges_count != 0) {
+    Format(reason, "it serves no row ranges, whose tiles it takes longer to find than to compute");
   } else if (NeedsEveryMask(p) && p.bias.data != nullptr) {
     Format(reason,
            "with a bias it serves, beside lengths and dense masks, bands, with a prefix only where "

@@ -117,6 +117,8 @@ bool MustAcceptBackwardOnHopper(const CaseSpec& spec, bool is_fused) {
         return spec.kv_offset % 64 == 0;
       case TANDEM_MASK_BAND:
         return !sees_intervals || !term.prefix || (term.left < 0 && !term.widths_per_head);
+      case TANDEM_MASK_ROW_RANGES:
+        return false;
       default:
         return !sees_intervals;
     }

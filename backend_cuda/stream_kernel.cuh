@@ -12,11 +12,15 @@
 //
 // Which keys a warp takes is a matter of the sequence alone: how many stages and blocks there are
 // changes no bit. Code that is run once for an item costs as much as what it does: it is not in the
-// caches next to the multiprocessor. So it is short here, and all warps find items by themselves.
+// caches next to the multiprocessor. So it is short here, and all warps find items by themselves;
+// shortest where sequences are alike and every step is a box of the tensor memory accelerator
+// (kAlike), a third of the other kernel.
 #ifndef TANDEM_BACKEND_CUDA_STREAM_KERNEL_CUH_
 #define TANDEM_BACKEND_CUDA_STREAM_KERNEL_CUH_
 
 #include <cuda.h>
+
+#include <type_traits>
 
 #include "backend_cuda/barrier.cuh"
 #include "backend_cuda/row_output.cuh"
@@ -36,16 +40,74 @@ struct StreamItem {
   int32_t keys;  // of the split
 };
 
+// What is the same for all items where all sequences are alike.
+struct StreamPlan {
+  int32_t items;  // of a sequence; 0: sequences differ, or steps are not all whole boxes
+  int32_t all_items;
+  int32_t row_tiles;
+  int32_t rows;  // of a group
+  int32_t splits;
+  int32_t split_keys;
+  int32_t keys;
+  int32_t group;
+};
+
+// has_maps: `keys` and `values` are there.
+struct StreamParams {
+  StreamPlan plan;
+  int32_t has_maps;
+  CUtensorMap keys;
+  CUtensorMap values;
+  ForwardParams forward;
+};
+
+// Enumerates the items of sequences that are alike.
+class AlikeItems {
+ public:
+  __device__ explicit AlikeItems(const StreamParams& params)
+      : plan_(params.plan), problem_(params.forward.problem) {}
+
+  __device__ __forceinline__ bool Find(int n, StreamItem& item) const {
+    if (n >= plan_.all_items) return false;
+    const auto batch = static_cast<uint32_t>(n) / static_cast<uint32_t>(plan_.items);
+    const uint32_t index = static_cast<uint32_t>(n) - batch * plan_.items;
+    const uint32_t piece = index / static_cast<uint32_t>(plan_.row_tiles);
+    Sequence& s = item.sequence;
+    s.batch = batch;
+    s.q_start = 0;
+    s.kv_start = 0;
+    s.q_rows = problem_.q_rows;
+    s.kv_rows = problem_.kv_rows;
+    s.q_offset = problem_.q_offset;
+    s.kv_offset = problem_.kv_offset;
+    s.q_len = problem_.global_q_len;
+    s.kv_len = problem_.global_kv_len;
+    item.splits = plan_.splits;
+    item.kv_head = static_cast<int32_t>(piece / static_cast<uint32_t>(plan_.splits));
+    item.split = static_cast<int32_t>(piece) - item.kv_head * plan_.splits;
+    item.first_key = item.split * plan_.split_keys;
+    item.keys = core::Min(plan_.keys - item.first_key, plan_.split_keys);
+    item.rows = {static_cast<int32_t>(index - piece * plan_.row_tiles) * kShortBlockRows,
+                 plan_.group, int64_t{item.kv_head * plan_.group}};
+    item.row_count = core::Min(plan_.rows - item.rows.first, kShortBlockRows);
+    return true;
+  }
+
+ private:
+  const StreamPlan& plan_;
+  const Problem& problem_;
+};
+
 // Enumerates the items of all sequences, for one warp: row tiles by splits by key heads of one
 // sequence after the other.
 class StreamItems {
  public:
-  __device__ explicit StreamItems(const ForwardParams& params)
-      : params_(params),
-        problem_(params.problem),
+  __device__ explicit StreamItems(const StreamParams& params)
+      : params_(params.forward),
+        problem_(params.forward.problem),
         lane_(threadIdx.x % kWarpSize),
-        are_alike_(!core::IsPacked(params.problem) && params.problem.q_lengths.data == nullptr &&
-                   params.problem.kv_lengths.data == nullptr) {
+        are_alike_(!core::IsPacked(problem_) && problem_.q_lengths.data == nullptr &&
+                   problem_.kv_lengths.data == nullptr) {
     if (are_alike_) mine_ = Count(0);
   }
 
@@ -134,17 +196,10 @@ class StreamItems {
   int splits_ = 1;  // of this lane's sequence
 };
 
-// has_maps: `keys` and `values` are there.
-struct StreamParams {
-  ForwardParams forward;
-  int32_t has_maps;
-  CUtensorMap keys;
-  CUtensorMap values;
-};
-
-template <DType kDType, int kHeadDim>
+template <DType kDType, int kHeadDim, bool kAlike = false>
 class StreamBlock {
  public:
+  using Items = std::conditional_t<kAlike, AlikeItems, StreamItems>;
   static constexpr StreamPolicy kPolicy = ForwardStreamPolicy(kHeadDim);
   using Warp = WarpAttention<kDType, kHeadDim, 1, 2, kPolicy.keys>;
   using Column = ChunkColumn<kHeadDim, kPolicy.keys, kWarpSize, true>;
@@ -225,41 +280,15 @@ class StreamBlock {
   // ---- the loading warp ----
 
   __device__ __forceinline__ void LoadAll() {
-    StreamItems items(params_);
+    Items items(maps_);
     StreamItem item;
     Place place = {0, 0};
     int items_here = 0;
     for (int n = blockIdx.x; items.Find(n, item); n += gridDim.x, ++items_here) {
-      const int64_t key_bytes = problem_.k.row_stride * 2;
-      const int64_t value_bytes = problem_.v.row_stride * 2;
-      const char* keys = nullptr;
-      const char* values = nullptr;
-      if (!problem_.has_block_table) {
-        keys = Column::Source(First(problem_.k, item), key_bytes, problem_.qk_dim, lane_);
-        values = Column::Source(First(problem_.v, item), value_bytes, problem_.v_dim, lane_);
-      }
-      const int steps = Steps(item);
-      for (int step = 0; step < steps; ++step) {
-        const int left = item.keys - step * kPolicy.keys;
-        Pages pages;
-        if (problem_.has_block_table) pages = FindPages(problem_, item, step);
-        if (place.turn != 0) TakeBack(kStageBarrier + place.stage);
-        const uint32_t key_tile = SharedAddress(Tile(place.stage, false));
-        const uint32_t value_tile = SharedAddress(Tile(place.stage, true));
-        if (problem_.has_block_table) {
-          CopyPages(problem_, false, item.kv_head, pages, key_tile);
-          CopyPages(problem_, true, item.kv_head, pages, value_tile);
-        } else if (kHasBoxes && maps_.has_maps && left >= kPolicy.keys) {
-          if (lane_ == 0) CopyBoxes(item, step, place.stage);
-        } else {
-          CopyRows(key_tile, keys, problem_.k.data, params_.key_steps.pass, left);
-          CopyRows(value_tile, values, problem_.v.data, params_.value_steps.pass, left);
-        }
-        if (keys != nullptr) keys += params_.key_steps.step;
-        if (values != nullptr) values += params_.value_steps.step;
-        if (step == 0) CopyQuery(item, items_here);
-        ArriveAfterCopies(SharedAddress(&state_.full[place.stage]));
-        Advance(place);
+      if constexpr (kAlike) {
+        LoadBoxes(item, items_here, place);
+      } else {
+        LoadSteps(item, items_here, place);
       }
     }
     // What was given back and not taken.
@@ -272,6 +301,52 @@ class StreamBlock {
     WaitCopies<0>();
   }
 
+  // The steps of an item, all by the tensor memory accelerator.
+  __device__ __forceinline__ void LoadBoxes(const StreamItem& item, int items_here, Place& place) {
+    const int steps = Steps(item);
+    for (int step = 0; step < steps; ++step) {
+      if (place.turn != 0) TakeBack(kStageBarrier + place.stage);
+      if (lane_ == 0) CopyBoxes(item, step, place.stage);
+      if (step == 0) CopyQuery(item, items_here);
+      ArriveAfterCopies(SharedAddress(&state_.full[place.stage]));
+      Advance(place);
+    }
+  }
+
+  __device__ __forceinline__ void LoadSteps(const StreamItem& item, int items_here, Place& place) {
+    const int64_t key_bytes = problem_.k.row_stride * 2;
+    const int64_t value_bytes = problem_.v.row_stride * 2;
+    const char* keys = nullptr;
+    const char* values = nullptr;
+    if (!problem_.has_block_table) {
+      keys = Column::Source(First(problem_.k, item), key_bytes, problem_.qk_dim, lane_);
+      values = Column::Source(First(problem_.v, item), value_bytes, problem_.v_dim, lane_);
+    }
+    const int steps = Steps(item);
+    for (int step = 0; step < steps; ++step) {
+      const int left = item.keys - step * kPolicy.keys;
+      Pages pages;
+      if (problem_.has_block_table) pages = FindPages(problem_, item, step);
+      if (place.turn != 0) TakeBack(kStageBarrier + place.stage);
+      const uint32_t key_tile = SharedAddress(Tile(place.stage, false));
+      const uint32_t value_tile = SharedAddress(Tile(place.stage, true));
+      if (problem_.has_block_table) {
+        CopyPages(problem_, false, item.kv_head, pages, key_tile);
+        CopyPages(problem_, true, item.kv_head, pages, value_tile);
+      } else if (kHasBoxes && maps_.has_maps && left >= kPolicy.keys) {
+        if (lane_ == 0) CopyBoxes(item, step, place.stage);
+      } else {
+        CopyRows(key_tile, keys, problem_.k.data, params_.key_steps.pass, left);
+        CopyRows(value_tile, values, problem_.v.data, params_.value_steps.pass, left);
+      }
+      if (keys != nullptr) keys += params_.key_steps.step;
+      if (values != nullptr) values += params_.value_steps.step;
+      if (step == 0) CopyQuery(item, items_here);
+      ArriveAfterCopies(SharedAddress(&state_.full[place.stage]));
+      Advance(place);
+    }
+  }
+
   // A whole step by the tensor memory accelerator. Its lines are the first to leave the L2: nobody
   // reads them again, or soon.
   __device__ __forceinline__ void CopyBoxes(const StreamItem& item, int step, int stage) const {
@@ -279,7 +354,8 @@ class StreamBlock {
     const uint32_t full = SharedAddress(&state_.full[stage]);
     ExpectBytes(full, kStageBytes);
     const int row = static_cast<int>(item.sequence.kv_start) + item.first_key + step * kPolicy.keys;
-    const int batch = core::IsPacked(problem_) ? 0 : static_cast<int>(item.sequence.batch);
+    const int batch =
+        !kAlike && core::IsPacked(problem_) ? 0 : static_cast<int>(item.sequence.batch);
     const auto copy = [&](const CUtensorMap& map, bool is_value) {
 #pragma unroll
       for (int part = 0; part < kParts; ++part) {
@@ -386,7 +462,7 @@ class StreamBlock {
   // ---- the multiplying warps ----
 
   __device__ __forceinline__ void MultiplyAll() {
-    StreamItems items(params_);
+    Items items(maps_);
     StreamItem item;
     Place place = {0, 0};
     int items_here = 0;
@@ -542,13 +618,16 @@ class StreamBlock {
   Warp attention_;
 };
 
-template <DType kDType, int kHeadDim>
+template <DType kDType, int kHeadDim, bool kAlike>
 __global__ void __launch_bounds__(ForwardStreamPolicy(kHeadDim).threads,
                                   ForwardStreamPolicy(kHeadDim).blocks_per_multiprocessor)
     StreamKernel(const __grid_constant__ StreamParams params) {
+#if __CUDA_ARCH__ < 900
+  if constexpr (kAlike) return;  // it has no boxes
+#endif
   extern __shared__ __align__(1024) char shared[];
   AllowDependentLaunch();  // of the merge
-  StreamBlock<kDType, kHeadDim> block(params, shared);
+  StreamBlock<kDType, kHeadDim, kAlike> block(params, shared);
   block.Run();
 }
 

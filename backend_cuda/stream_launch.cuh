@@ -16,6 +16,25 @@ inline bool CanStream(const core::Problem& p) {
          HasChunks(p.q, p.qk_dim);
 }
 
+// Of a problem whose sequences are alike and short, with keys to the end of the tensor; else none.
+inline StreamPlan MakeStreamPlan(const ForwardParams& params) {
+  const core::Problem& p = params.problem;
+  StreamPlan plan = {};
+  if (core::IsPacked(p) || p.q_lengths.data != nullptr || p.kv_lengths.data != nullptr) return plan;
+  int32_t status = 0;
+  const core::Sequence s = core::ResolveSequence(p, 0, &status);
+  if (core::LocalKeys(s) != p.kv_rows || p.kv_rows == 0 || !IsShort(p, s)) return plan;
+  plan.group = static_cast<int32_t>(p.group);
+  plan.rows = static_cast<int32_t>(core::Min(p.q_rows, params.partials.rows) * p.group);
+  plan.row_tiles = core::CeilDiv(plan.rows, kShortBlockRows);
+  plan.splits = static_cast<int32_t>(SplitCount(s));
+  plan.split_keys = static_cast<int32_t>(SplitKeys(s));
+  plan.keys = static_cast<int32_t>(p.kv_rows);
+  plan.items = plan.row_tiles * plan.splits * static_cast<int32_t>(p.kv_heads);
+  plan.all_items = plan.items * static_cast<int32_t>(p.batch);
+  return plan;
+}
+
 template <core::DType kDType, int kHeadDim>
 cudaError_t LaunchStream(ForwardParams params, cudaStream_t stream) {
   using Block = StreamBlock<kDType, kHeadDim>;
@@ -52,7 +71,6 @@ cudaError_t LaunchStream(ForwardParams params, cudaStream_t stream) {
   int blocks = kPolicy.blocks_per_multiprocessor;
   if (stages(blocks) < 2) blocks = 1;
   params.stages = stages(blocks);
-  const void* const kernel = reinterpret_cast<const void*>(&StreamKernel<kDType, kHeadDim>);
   const int shared_bytes = Block::kFixedBytes + params.stages * Block::kStageBytes;
   StreamParams argument = {};
   int major = 0;
@@ -62,6 +80,13 @@ cudaError_t LaunchStream(ForwardParams params, cudaStream_t stream) {
   argument.has_maps = major == 9 && kHeadDim >= 64 && !p.has_block_table &&
                       hopper::MakeStreamMaps(p, kPolicy.keys, &argument.keys, &argument.values);
   argument.forward = params;
+  const void* kernel = reinterpret_cast<const void*>(&StreamKernel<kDType, kHeadDim, false>);
+  if constexpr (kHeadDim >= 64) {
+    if (argument.has_maps) argument.plan = MakeStreamPlan(params);
+    if (argument.plan.items != 0) {
+      kernel = reinterpret_cast<const void*>(&StreamKernel<kDType, kHeadDim, true>);
+    }
+  }
   void* arguments[] = {&argument};
   error = LaunchShared(
       kernel,

@@ -100,6 +100,8 @@ class Warpgroup : WarpgroupSteps<kHeadDim, kVariant> {
   static constexpr bool kRoundsAgain = kHeadDim > 128;
   static constexpr bool kHasAddends = HasAddends(kVariant);
   static constexpr bool kHasTerms = HasScoreTerms(kVariant);
+  // A bias is there before the values are.
+  static constexpr bool kBeginsEarly = HasBias(kVariant) && kHeadDim == 128;
   // What is added may be lower than exp2 can take in whole tiles of a row (-inf, the lowest finite
   // value): rows of such references take steps of their own.
   static constexpr bool kMayBeSlow = kHasAddends && !kHasTerms;
@@ -221,13 +223,14 @@ class Warpgroup : WarpgroupSteps<kHeadDim, kVariant> {
         TakeTurn();
         Pin(output_);
         StartScores(stage);
+        if (kBeginsEarly) BeginAddends(tile);
         WaitForValues(steps_ - 1);
         Pin(output_);
         FenceProducts();
         StartOutput((stage + kStages - 1) % kStages);
         GiveTurn();
         const Halves halves = LoadBits(tile, steps_);
-        BeginAddends(tile);
+        if (!kBeginsEarly) BeginAddends(tile);
         WaitProducts<1>(scores_);
         bits_ = Join(halves);
         Exponentials(tile);

@@ -99,8 +99,9 @@ constexpr TilePolicy ForwardPolicy(int head_dim, Variant variant = Variant::kPla
   policy.block_keys = head_dim > 128 ? 64 : 128;
   policy.bias_parts = policy.block_keys / kBiasKeys;
   policy.threads = (policy.warpgroups + 1) * kWarpgroupThreads;
-  // Draws need registers.
-  policy.has_query_in_registers = head_dim == 128 && !HasScoreTerms(variant);
+  // Draws need registers, and so does hiding many pairs.
+  policy.has_query_in_registers =
+      head_dim == 128 && !HasScoreTerms(variant) && variant != Variant::kMasked;
   policy.registers = policy.warpgroups == 3 ? 160 : 232;
   policy.loading_registers = policy.warpgroups == 3 ? 32 : 40;
   policy.query_bytes = policy.block_rows * head_dim * 2;

@@ -138,6 +138,10 @@ bool DeclinesGradients(const Problem& p, core::Text* reason) {
     Format(reason, "it computes no gradient of a bias that is broadcast over rows");
   } else if (p.mask.row_ranges_count != 0) {
     Format(reason, "it serves no row ranges, whose tiles it takes longer to find than to compute");
+  } else if (p.mask.segments_count != 0 && !is_f32 && !NeedsAllTerms(p)) {
+    Format(reason,
+           "in 16 bits it serves segments only with ALiBi, softcap or dropout: their tiles take it "
+           "longer to find");
   } else if (NeedsEveryMask(p) && p.bias.data != nullptr) {
     Format(reason,
            "with a bias it serves, beside lengths and dense masks, bands, with a prefix only where "

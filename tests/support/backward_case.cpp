@@ -109,6 +109,8 @@ bool MustAcceptBackwardOnHopper(const CaseSpec& spec, bool is_fused) {
   const bool is_f32 = spec.dtype == TANDEM_DTYPE_F32 || spec.out_f32;
   const bool has_bias = spec.bias.dtype != TANDEM_DTYPE_UNSET;
   const bool sees_intervals = is_fused || has_bias;
+  const bool has_score_terms =
+      spec.softcap != 0.0f || spec.alibi_rank != 0 || spec.dropout_rate != 0.0f;
   const auto is_served = [&](const TermSpec& term) {
     switch (term.kind) {
       case TANDEM_MASK_LENGTHS:
@@ -119,14 +121,14 @@ bool MustAcceptBackwardOnHopper(const CaseSpec& spec, bool is_fused) {
         return !sees_intervals || !term.prefix || (term.left < 0 && !term.widths_per_head);
       case TANDEM_MASK_ROW_RANGES:
         return false;
+      case TANDEM_MASK_SEGMENTS:
+        return !sees_intervals && (is_f32 || has_score_terms);
       default:
         return !sees_intervals;
     }
   };
   const bool is_bias_served = !has_bias || (IsBiasOnHopper(spec) && !is_f32 && !is_fused &&
                                             spec.bias.per_row && spec.q_rows > 1);
-  const bool has_score_terms =
-      spec.softcap != 0.0f || spec.alibi_rank != 0 || spec.dropout_rate != 0.0f;
   return std::max(spec.qk_dim, spec.v_dim) <= 128 && is_bias_served &&
          !(has_score_terms && (is_fused || has_bias || is_f32)) &&
          std::all_of(spec.terms.begin(), spec.terms.end(), is_served);

@@ -306,7 +306,7 @@ __device__ __forceinline__ bool PrepareUsualTile(const BackwardParams& params, c
                       : core::KeyOffset(array, s, of.head, row);
   };
   const auto chunk = [](const Array4& array, int64_t at) {
-    return *reinterpret_cast<const uint4*>(static_cast<const uint16_t*>(array.data) + at);
+    return __ldcs(reinterpret_cast<const uint4*>(static_cast<const uint16_t*>(array.data) + at));
   };
   const int lane = static_cast<int>(threadIdx.x) % kLanes;
   const int pass_row = static_cast<int>(threadIdx.x) / kLanes;
@@ -391,7 +391,7 @@ __device__ __forceinline__ void ClearSums(const BackwardParams& params, const Ro
       sums + (QueryPlaneRow(params, of.sequence, of.head) + of.tile * core::kTile) * kHeadDim);
 #pragma unroll
   for (int n = 0; n < core::kTile * kHeadDim / 4; n += kThreads) {
-    rows[n + threadIdx.x] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    __stcs(rows + n + threadIdx.x, make_float4(0.0f, 0.0f, 0.0f, 0.0f));
   }
 }
 

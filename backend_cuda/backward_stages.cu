@@ -57,17 +57,21 @@ __global__ void __launch_bounds__(kThreads)
 
 // ---- NaN in dO ----
 
-// One block per 64 keys of a sequence and key head. Rows of dO that are not finite are zeros in the
-// planes; dV becomes NaN in the columns and at the keys where they are seen.
+// One block per kMarkedTiles tiles of 64 keys of a sequence and key head. Rows of dO that are not
+// finite are zeros in the planes; dV becomes NaN in the columns and at the keys where they are
+// seen.
+constexpr int64_t kMarkedTiles = 8;  // most blocks have nothing to do but to find out
+
 __global__ void __launch_bounds__(kThreads)
-    MarkNonFiniteKernel(const __grid_constant__ BackwardParams params, int64_t key_tiles) {
+    MarkNonFiniteKernel(const __grid_constant__ BackwardParams params, int64_t key_blocks) {
   const Problem& p = params.problem;
-  const int64_t first_key = blockIdx.x % key_tiles * core::kTile;
-  const int64_t kv_head = blockIdx.x / key_tiles % p.kv_heads;
-  const int64_t batch = blockIdx.x / key_tiles / p.kv_heads;
+  const int64_t begin = blockIdx.x % key_blocks * (kMarkedTiles * core::kTile);
+  const int64_t kv_head = blockIdx.x / key_blocks % p.kv_heads;
+  const int64_t batch = blockIdx.x / key_blocks / p.kv_heads;
   int32_t status = 0;
   const Sequence s = core::ResolveSequence(p, batch, &status);
-  if (first_key >= core::LocalKeys(s)) return;
+  const int64_t end = core::Min(begin + kMarkedTiles * core::kTile, core::LocalKeys(s));
+  if (begin >= end) return;
   const int64_t words = core::CeilDiv<int64_t>(s.q_rows, core::kTile);
   __shared__ bool is_seen[core::kTile];
   for (int64_t head = kv_head * p.group; head < (kv_head + 1) * p.group; ++head) {
@@ -75,39 +79,41 @@ __global__ void __launch_bounds__(kThreads)
     bool any = false;
     for (int64_t w = threadIdx.x; w < words; w += kThreads) any = any || flags[w] != 0;
     if (__syncthreads_or(any) == 0) continue;
-    for (int64_t w = 0; w < words; ++w) {
-      for (uint64_t rows = flags[w]; rows != 0; rows &= rows - 1) {
-        const int64_t row = w * core::kTile + __ffsll(static_cast<long long>(rows)) - 1;
-        const int64_t key = first_key + threadIdx.x;
-        if (threadIdx.x < core::kTile) {
-          bool seen = ((VisibleKeys(p, s, head, row, first_key) >> threadIdx.x) & 1u) != 0;
-          if (seen && p.bias.data != nullptr) {
-            seen = LoadElement(p.bias.data, p.bias.dtype,
-                               core::BiasOffset(p.bias, s, head, s.q_offset + row,
-                                                s.kv_offset + key)) != core::NegativeInfinity();
+    for (int64_t first_key = begin; first_key < end; first_key += core::kTile) {
+      for (int64_t w = 0; w < words; ++w) {
+        for (uint64_t rows = flags[w]; rows != 0; rows &= rows - 1) {
+          const int64_t row = w * core::kTile + __ffsll(static_cast<long long>(rows)) - 1;
+          const int64_t key = first_key + threadIdx.x;
+          if (threadIdx.x < core::kTile) {
+            bool seen = ((VisibleKeys(p, s, head, row, first_key) >> threadIdx.x) & 1u) != 0;
+            if (seen && p.bias.data != nullptr) {
+              seen = LoadElement(p.bias.data, p.bias.dtype,
+                                 core::BiasOffset(p.bias, s, head, s.q_offset + row,
+                                                  s.kv_offset + key)) != core::NegativeInfinity();
+            }
+            if (seen && p.dropout.enabled != 0) {
+              seen = core::DropoutKeeps(p.dropout, s.batch * p.q_heads + head, s.q_offset + row,
+                                        s.kv_offset + key);
+            }
+            is_seen[threadIdx.x] = seen;
           }
-          if (seen && p.dropout.enabled != 0) {
-            seen = core::DropoutKeeps(p.dropout, s.batch * p.q_heads + head, s.q_offset + row,
-                                      s.kv_offset + key);
+          __syncthreads();
+          const int64_t from = core::QueryOffset(p.dout, s, head, row);
+          for (int64_t column = threadIdx.x; column < p.v_dim; column += kThreads) {
+            if (core::IsFinite(
+                    LoadElement(p.dout.data, p.dout.dtype, from + column * p.dout.column_stride))) {
+              continue;
+            }
+            for (int n = 0; n < core::kTile; ++n) {
+              if (!is_seen[n]) continue;
+              StoreElement(
+                  p.dv.data, p.dv.dtype,
+                  core::KeyOffset(p.dv, s, kv_head, first_key + n) + column * p.dv.column_stride,
+                  core::BitsToFloat(0x7fffffffu));
+            }
           }
-          is_seen[threadIdx.x] = seen;
+          __syncthreads();
         }
-        __syncthreads();
-        const int64_t from = core::QueryOffset(p.dout, s, head, row);
-        for (int64_t column = threadIdx.x; column < p.v_dim; column += kThreads) {
-          if (core::IsFinite(
-                  LoadElement(p.dout.data, p.dout.dtype, from + column * p.dout.column_stride))) {
-            continue;
-          }
-          for (int n = 0; n < core::kTile; ++n) {
-            if (!is_seen[n]) continue;
-            StoreElement(
-                p.dv.data, p.dv.dtype,
-                core::KeyOffset(p.dv, s, kv_head, first_key + n) + column * p.dv.column_stride,
-                core::BitsToFloat(0x7fffffffu));
-          }
-        }
-        __syncthreads();
       }
     }
   }
@@ -242,11 +248,11 @@ cudaError_t LaunchFillBias(const Problem& problem, cudaStream_t stream) {
 cudaError_t LaunchMarkNonFinite(const BackwardParams& params, cudaStream_t stream) {
   const Problem& p = params.problem;
   BackwardParams argument = params;
-  int64_t key_tiles = core::CeilDiv<int64_t>(p.kv_rows, core::kTile);
-  const int64_t blocks = p.batch * p.kv_heads * key_tiles;
+  int64_t key_blocks = core::CeilDiv<int64_t>(p.kv_rows, kMarkedTiles * core::kTile);
+  const int64_t blocks = p.batch * p.kv_heads * key_blocks;
   if (blocks == 0) return cudaSuccess;
   if (blocks > INT32_MAX) return cudaErrorInvalidConfiguration;
-  void* arguments[] = {&argument, &key_tiles};
+  void* arguments[] = {&argument, &key_blocks};
   return cudaLaunchKernel(reinterpret_cast<const void*>(&MarkNonFiniteKernel),
                           dim3(static_cast<unsigned>(blocks)), dim3(kThreads), arguments, 0,
                           stream);

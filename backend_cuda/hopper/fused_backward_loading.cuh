@@ -58,8 +58,9 @@ struct alignas(16) FusedState {
   // By one thread, before the others use them.
   __device__ void InitBarriers() {
     for (int stage = 0; stage < kPolicy.query_stages; ++stage) {
-      // Once the copy is begun, and by each lane of the warp that writes all else of the step but dO:
-      // racecheck takes a thread's ordinary stores and loads for ordered by its own arrival only.
+      // Once the copy is begun, and by each lane of the warp that writes all else of the step but
+      // dO: racecheck takes a thread's ordinary stores and loads for ordered by its own arrival
+      // only.
       InitBarrier(SharedAddress(&query_full[stage]), 1 + kWarpSize);
       InitBarrier(SharedAddress(&query_empty[stage]), kFusedKeyWarps * kWarpSize);
     }

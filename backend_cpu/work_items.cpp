@@ -95,7 +95,7 @@ int64_t ListSplits(const Problem& p, SplitGroup* groups, int64_t* group_of_split
       const core::Interval hull = HullForRows(p, s, MakeRowPairs(p, head, 0, s.q_rows * p.group));
       const int64_t first = hull.begin / kSplitKeys;
       const int64_t end = core::CeilDiv(core::Max(hull.begin, hull.end), kSplitKeys);
-      groups[count] = {b, head, first, hull.begin < hull.end ? end - first : 0, splits};
+      groups[count] = {b, head, first, hull.begin < hull.end ? end - first : 0, splits, 0};
       for (int64_t n = 0; n < groups[count].split_count; ++n) group_of_split[splits++] = count;
       ++count;
     }

@@ -53,6 +53,7 @@ struct SplitGroup {
   int64_t first_split;  // keys [split * kSplitKeys, (split + 1) * kSplitKeys)
   int64_t split_count;
   int64_t first_item;  // its splits are items first_item + n
+  int64_t done;        // splits that are complete
 };
 
 // How many groups, and how many splits, there can be.

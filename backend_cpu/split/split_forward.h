@@ -1,9 +1,9 @@
 // Short sequences (decoding): attention split over the keys.
 //
 // Each split of kSplitKeys keys is one work item: scores of all rows with its keys, softmax,
-// product with its values, without packing. It leaves O, m and l; a second pass merges the splits
-// of a sequence and head in their order. The splits are a fixed grid over the sequence's own keys,
-// so that a row's bits depend on nothing else.
+// product with its values, without packing. It leaves O, m and l; whoever completes the last split
+// of a sequence and head merges them in their order. The splits are a fixed grid over the
+// sequence's own keys, so that a row's bits depend on nothing else.
 #ifndef TANDEM_BACKEND_CPU_SPLIT_SPLIT_FORWARD_H_
 #define TANDEM_BACKEND_CPU_SPLIT_SPLIT_FORWARD_H_
 
@@ -225,7 +225,7 @@ TANDEM_ISA_INLINE void AddSplitValues(Split* split, float* o, int64_t o_stride) 
 }
 
 template <class Arch>
-__attribute__((flatten, noinline)) void RunSplit(SplitCall* call, int64_t index) {
+__attribute__((flatten, noinline)) void ComputeSplit(SplitCall* call, int64_t index) {
   const core::Problem& p = *call->problem;
   float* memory = static_cast<float*>(WorkerScratch(4 * SplitScratchFloats(p)));
   if (memory == nullptr) {
@@ -301,6 +301,15 @@ __attribute__((flatten, noinline)) void MergeSplits(SplitCall* call, int64_t ind
   }
 }
 
+template <class Arch>
+void RunSplit(SplitCall* call, int64_t index) {
+  ComputeSplit<Arch>(call, index);
+  if (__atomic_load_n(&call->out_of_memory, __ATOMIC_RELAXED) != 0) return;
+  const int64_t group = call->group_of_split[index];
+  const int64_t done = __atomic_add_fetch(&call->groups[group].done, 1, __ATOMIC_ACQ_REL);
+  if (done == call->groups[group].split_count) MergeSplits<Arch>(call, group);
+}
+
 // All short sequences of a problem. workspace: LayOutSplits(p).size bytes. False when out of
 // memory.
 template <class Arch>
@@ -312,19 +321,19 @@ bool RunShortSequences(const core::Problem& p, void* workspace, const core::Cont
   call.group_of_split = reinterpret_cast<int64_t*>(base + call.layout.index_offset);
   int64_t split_count = 0;
   const int64_t group_count = ListSplits(p, call.groups, call.group_of_split, &split_count);
-  ParallelFor(
-      context, split_count,
+  // Each worker begins with splits that follow each other in memory.
+  int64_t first[kMaxWorkers + 1];
+  const int64_t workers = WorkerCount(context, split_count);
+  for (int64_t w = 0; w <= workers; ++w) first[w] = w * split_count / workers;
+  ParallelForNear(
+      context, split_count, first,
       [](void* argument, int64_t index, int) {
         RunSplit<Arch>(static_cast<SplitCall*>(argument), index);
       },
       &call);
-  if (call.out_of_memory == 0) {
-    ParallelFor(
-        context, group_count,
-        [](void* argument, int64_t index, int) {
-          MergeSplits<Arch>(static_cast<SplitCall*>(argument), index);
-        },
-        &call);
+  // Those that see nothing.
+  for (int64_t group = 0; group < group_count; ++group) {
+    if (call.groups[group].split_count == 0) MergeSplits<Arch>(&call, group);
   }
   return call.out_of_memory == 0;
 }

@@ -388,8 +388,9 @@ tandem_status RunTiles(const core::Problem& p, void* workspace, const core::Cont
   WorkItem* items =
       reinterpret_cast<WorkItem*>(static_cast<char*>(workspace) + call.layout.item_offset);
   call.items = items;
-  constexpr int64_t kItemsPerWorker = 4;
-  const int64_t wanted = kItemsPerWorker * WorkerCount(context, INT64_MAX);
+  // Smaller items even out cores that others slow down; of several parts, each loads more again.
+  const int64_t items_per_worker = call.shape.parts == 1 ? 8 : 4;
+  const int64_t wanted = items_per_worker * WorkerCount(context, INT64_MAX);
   int64_t item_rows = kItemRows;
   while (item_rows > kSmallItemRows && WorkItemCapacity(p, item_rows) < wanted) item_rows /= 2;
   const int64_t item_count = ListWorkItems(p, item_rows, items);

@@ -54,6 +54,8 @@ class Warpgroup : WarpgroupSteps<kHeadDim, kVariant> {
       params_.any_flags[blockIdx.x].warps[PlaceOf().row / 16] = 0;
     }
     const Item* next = Fetch(0);
+    // No output goes to its place before the next Q has been there.
+    if constexpr (kHasStagedOutput && kPolicy.query_stages == 1) Release(state_.query_empty[0]);
     StartFirstScores(*next);
     WaitProducts<0>(scores_);
     for (uint32_t n = 1; next->is_end == 0; ++n) {
@@ -64,14 +66,15 @@ class Warpgroup : WarpgroupSteps<kHeadDim, kVariant> {
       const bool has_work = HasWork(*item_);
       if (has_work) VisitTiles();
       if (!has_work || !kHasOverlap) ReleaseQuery();
+      const Ends ends = FinishRows();
       if constexpr (kHasOverlap) {
         next = Fetch(n);
         StartFirstScores(*next);
         WaitProducts<1>(output_);
         if (has_work) ReleaseLastValues();
-        Write(n - 1);
+        Write(n - 1, ends);
       } else {
-        Write(n - 1);
+        Write(n - 1, ends);
         next = Fetch(n);
         StartFirstScores(*next);
       }
@@ -88,7 +91,8 @@ class Warpgroup : WarpgroupSteps<kHeadDim, kVariant> {
       Base::kMaySkip, Base::kSignBarrier, Base::kStages, Base::lane_, Base::PassTiles,
       Base::PassValues, Base::PlaceOf, Base::Release, Base::ReleaseLastValues, Base::skipped_,
       Base::SkipTiles, Base::state_, Base::steps_, Base::TakeTurn, Base::TileOf, Base::UniformStage,
-      Base::WaitForKeys, Base::WaitForNext, Base::WaitForValues, Base::warpgroup_;
+      Base::UniformValueStage, Base::WaitForKeys, Base::WaitForNext, Base::WaitForValues,
+      Base::warpgroup_;
   using typename Base::Place;
   using typename Base::Tile;
 
@@ -227,7 +231,7 @@ class Warpgroup : WarpgroupSteps<kHeadDim, kVariant> {
         WaitForValues(steps_ - 1);
         Pin(output_);
         FenceProducts();
-        StartOutput((stage + kStages - 1) % kStages);
+        StartOutput(UniformValueStage(1));
         GiveTurn();
         const Halves halves = LoadBits(tile, steps_);
         if (!kBeginsEarly) BeginAddends(tile);
@@ -244,7 +248,7 @@ class Warpgroup : WarpgroupSteps<kHeadDim, kVariant> {
       WaitForValues(steps_);
       Pin(output_);
       FenceProducts();
-      StartOutput(UniformStage());
+      StartOutput(UniformValueStage(0));
       ++steps_;
     } else {
       for (;;) {
@@ -252,7 +256,7 @@ class Warpgroup : WarpgroupSteps<kHeadDim, kVariant> {
         if constexpr (kIsCareful) TakeOutNonFinite(steps_);
         Pin(output_);
         FenceProducts();
-        StartOutput(UniformStage());
+        StartOutput(UniformValueStage(0));
         WaitProducts<0>(output_);
         if constexpr (kIsCareful) MarkNonFinite(tile);
         ++steps_;
@@ -506,41 +510,50 @@ class Warpgroup : WarpgroupSteps<kHeadDim, kVariant> {
         if ((bits_.row[i / 2 % 2] >> bit & 1) == 0) scores_[i] = core::NegativeInfinity();
       }
     }
+    float value[2] = {core::NegativeInfinity(), core::NegativeInfinity()};
 #pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      float value = core::NegativeInfinity();
-#pragma unroll
-      for (int t = 0; t < kScoreTiles; ++t) {
-        value = MaxKeepNan(value, MaxKeepNan(scores_[4 * t + 2 * r], scores_[4 * t + 2 * r + 1]));
-      }
-      SetReference(r, OfQuad(value));
+    for (int i = 0; i < kBlockKeys / 2; i += 2) {
+      float& row = value[i / 2 % 2];
+      row = MaxKeepNan(row, MaxKeepNan(scores_[i], scores_[i + 1]));
     }
+#pragma unroll
+    for (int bit = 1; bit <= 2; bit *= 2) {
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        value[r] = MaxKeepNan(value[r], __shfl_xor_sync(~0u, value[r], bit));
+      }
+    }
+    SetReference(0, value[0]);
+    SetReference(1, value[1]);
     FindSlowRows();
     const Origin origins[2] = {OriginOf(0), OriginOf(1)};
+    // Sums and fragments are made in both branches, beside the exponentials: other units do that.
+    const auto finish = [&](const auto& exponential) {
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        float even = 0.0f;
+        float odd = 0.0f;
+#pragma unroll
+        for (int t = 0; t < kScoreTiles; ++t) {
+          float& low = scores_[4 * t + 2 * r];
+          float& high = scores_[4 * t + 2 * r + 1];
+          low = exponential(low, origins[r]);
+          high = exponential(high, origins[r]);
+          even += low;
+          odd += high;
+          if constexpr (!kHasTerms) Pack<false>(t, r);
+        }
+        sum_[r] = even + odd;
+      }
+    };
     if (__any_sync(~0u, origins[0].is_extreme || origins[1].is_extreme)) {
-#pragma unroll
-      for (int i = 0; i < kBlockKeys / 2; ++i) {
-        scores_[i] = Exponential(scores_[i], origins[i / 2 % 2]);
-      }
+      finish([&](float score, const Origin& origin) { return Exponential(score, origin); });
     } else {
-#pragma unroll
-      for (int i = 0; i < kBlockKeys / 2; ++i) {
-        scores_[i] =
-            Exp2Approximate(fmaf(scores_[i], RowScale().log2_scale, -origins[i / 2 % 2].offset));
-      }
+      finish([&](float score, const Origin& origin) {
+        return Exp2Approximate(fmaf(score, RowScale().log2_scale, -origin.offset));
+      });
     }
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      float even = 0.0f;
-      float odd = 0.0f;
-#pragma unroll
-      for (int t = 0; t < kScoreTiles; ++t) {
-        even += scores_[4 * t + 2 * r];
-        odd += scores_[4 * t + 2 * r + 1];
-      }
-      sum_[r] = even + odd;
-    }
-    Pack();
+    if constexpr (kHasTerms) Pack();
     ReleaseKeys();
   }
 
@@ -681,7 +694,7 @@ class Warpgroup : WarpgroupSteps<kHeadDim, kVariant> {
     reference_[r] = raised;
     offset_[r] = core::SoftmaxReference(raised) * RowScale().log2_scale;
     const bool stays_classic =
-        raised == core::NegativeInfinity() || (!kMayBeSlow && IsExtreme(raised)) || is_strict_;
+        (raised == core::NegativeInfinity()) | (!kMayBeSlow & IsExtreme(raised)) | is_strict_;
     if constexpr (kTripsByOffset) {
       if (stays_classic) offset_[r] = core::NegativeInfinity();
     }
@@ -711,13 +724,15 @@ class Warpgroup : WarpgroupSteps<kHeadDim, kVariant> {
   __device__ __forceinline__ void Pack() {
 #pragma unroll
     for (int t = 0; t < kScoreTiles; ++t) {
-#pragma unroll
-      for (int r = 0; r < 2; ++r) {
-        probabilities_[t / 2][t % 2 * 2 + r] =
-            PackPair<kDType>(Kept<kIsDrawn>(scores_[4 * t + 2 * r], r, 2 * t),
-                             Kept<kIsDrawn>(scores_[4 * t + 2 * r + 1], r, 2 * t + 1));
-      }
+      Pack<kIsDrawn>(t, 0);
+      Pack<kIsDrawn>(t, 1);
     }
+  }
+  template <bool kIsDrawn>
+  __device__ __forceinline__ void Pack(int t, int r) {
+    probabilities_[t / 2][t % 2 * 2 + r] =
+        PackPair<kDType>(Kept<kIsDrawn>(scores_[4 * t + 2 * r], r, 2 * t),
+                         Kept<kIsDrawn>(scores_[4 * t + 2 * r + 1], r, 2 * t + 1));
   }
 
   // ---- non-finite values (kCareful) ----
@@ -725,7 +740,8 @@ class Warpgroup : WarpgroupSteps<kHeadDim, kVariant> {
   // Of the V tile at work, by all warpgroups together.
   __device__ __forceinline__ void TakeOutNonFinite(uint32_t step) {
     hopper::TakeOutNonFinite<kDType, kPolicy.warpgroups * kWarpgroupThreads, kPolicy.tile_bytes>(
-        state_.non_finite_keys, keys_ + (kStages + step % kStages) * kPolicy.tile_bytes,
+        state_.non_finite_keys,
+        keys_ + (kStages + step % kPolicy.value_stages) * kPolicy.tile_bytes,
         warpgroup_ * kWarpgroupThreads + threadIdx.x % kWarpgroupThreads,
         [&] { ArriveAndWait(Barrier(state_.values_known), meetings_++ & 1); });
   }
@@ -740,8 +756,17 @@ class Warpgroup : WarpgroupSteps<kHeadDim, kVariant> {
 
   // ---- results ----
 
-  // n: which item it is.
-  __device__ __forceinline__ void Write(uint32_t n) {
+  // What becomes of this lane's rows, bits r.
+  struct Ends {
+    float factor[2];   // of the output
+    uint32_t written;  // rows that are this kernel's
+    uint32_t empty_rows;
+    uint32_t finite_sums;
+    bool are_ordinary;  // all rows of the warp are written, and none is empty
+  };
+
+  // Takes the sums, which are known before the last product with V.
+  __device__ __forceinline__ Ends FinishRows() {
     const Item& item = *item_;
     const Place place = PlaceOf();
     const int quad = place.lane & ~3;
@@ -757,9 +782,35 @@ class Warpgroup : WarpgroupSteps<kHeadDim, kVariant> {
     const RowEnd my_end = FinishRow(problem_, my_row < item.existing_rows, item.head,
                                     (is_odd ? reference_[1] : reference_[0]) * RowScale().scale,
                                     is_odd ? sum[1] : sum[0]);
-    const float factor[2] = {__shfl_sync(~0u, my_end.factor, quad),
-                             __shfl_sync(~0u, my_end.factor, quad | 1)};
-    const uint32_t empty_rows = __ballot_sync(~0u, my_end.is_empty) >> quad;  // bits r
+    Ends ends;
+    ends.factor[0] = __shfl_sync(~0u, my_end.factor, quad);
+    ends.factor[1] = __shfl_sync(~0u, my_end.factor, quad | 1);
+    ends.empty_rows = __ballot_sync(~0u, my_end.is_empty) >> quad;
+    ends.written = 0;
+    ends.finite_sums = 0;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const int row = place.row + 8 * r;
+      if (row >= item.first_written_row && row < item.rows) ends.written |= 1u << r;
+      if (core::IsFinite(sum[r])) ends.finite_sums |= 1u << r;
+    }
+    ends.are_ordinary = __all_sync(~0u, ends.written == 3 && !my_end.is_empty);
+    // Values have no part in it, so what the first launch wrote stays.
+    if (!kIsCareful && (place.lane & 2) == 0 && item.lse != nullptr &&
+        (ends.written >> (place.lane & 1) & 1) != 0) {
+      item.lse[my_row * problem_.lse.row_stride] = my_end.Lse();
+    }
+    return ends;
+  }
+
+  // n: which item it is.
+  __device__ __forceinline__ void Write(uint32_t n, const Ends& ends) {
+    const Item& item = *item_;
+    const Place place = PlaceOf();
+    const int quad = place.lane & ~3;
+    const float(&factor)[2] = ends.factor;
+    const uint32_t empty_rows = ends.empty_rows;
+    uint32_t written = ends.written;
 
     // Rounded for the output, unless that is f32.
     [[maybe_unused]] uint32_t words[2][kRoundsAgain ? 1 : kOutputTiles];
@@ -771,34 +822,32 @@ class Warpgroup : WarpgroupSteps<kHeadDim, kVariant> {
                                        output_[4 * t + 2 * r + 1] * factor[r]);
       }
     }
-    // Rows that are this kernel's: bits r.
-    uint32_t written = 0;
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      const int row = place.row + 8 * r;
-      if (row >= item.first_written_row && row < item.rows) written |= 1u << r;
-    }
     bool is_staged = false;
     if constexpr (kHasStagedOutput) {
-      is_staged = params_.has_out_map != 0 && __all_sync(~0u, written == 3 && !my_end.is_empty);
+      is_staged = params_.has_out_map != 0 && ends.are_ordinary;
       if (is_staged) {
         // By way of the place of the item's Q.
         const int first_row = place.row - place.lane / 4;
         const uint32_t target = query_ + n % kPolicy.query_stages * kPolicy.query_bytes;
         StoreThroughShared<kPolicy.block_rows>(target + first_row * 128, place.lane, words,
-                                               &params_.out, problem_, item, first_row);
+                                               &params_.out, item, first_row);
       }
     }
-    bool has_non_finite = false;
+    bool are_finite[2];
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      bool is_finite = core::IsFinite(sum[r]);
+      are_finite[r] = (ends.finite_sums >> r & 1) != 0;
       if constexpr (kRoundsAgain) {
-        is_finite = is_finite && AreFinite<kDType>(output_, r, factor[r]);
+        are_finite[r] &= AreFinite<kDType>(output_, r, factor[r]);
       } else {
-        is_finite = is_finite && AreFinite<kDType>(words[r]);
+        are_finite[r] &= AreFinite<kDType>(words[r]);
       }
-      const bool is_row_finite = (__ballot_sync(~0u, !is_finite) >> quad & 0xfu) == 0;
+    }
+    bool has_non_finite = is_staged && !(are_finite[0] & are_finite[1]);
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      if (is_staged) continue;
+      const bool is_row_finite = (__ballot_sync(~0u, !are_finite[r]) >> quad & 0xfu) == 0;
       const uint32_t bit = 1u << r;
       has_non_finite = has_non_finite || ((written & bit) != 0 && !is_row_finite &&
                                           place.row + 8 * r < item.existing_rows);
@@ -814,11 +863,6 @@ class Warpgroup : WarpgroupSteps<kHeadDim, kVariant> {
         item.flags->warps[place.row / 16] = has_non_finite;
         if (has_non_finite) params_.any_flags[blockIdx.x].warps[place.row / 16] = 1;
       }
-    }
-    // Values have no part in it, so what the first launch wrote stays.
-    if (!kIsCareful && (place.lane & 2) == 0 && item.lse != nullptr &&
-        (written >> (place.lane & 1) & 1) != 0) {
-      item.lse[my_row * problem_.lse.row_stride] = my_end.Lse();
     }
     if (is_staged) return;
     if constexpr (kRoundsAgain) {

@@ -113,6 +113,8 @@ class ItemWarp : LoadingWarp<kHeadDim, kVariant> {
     }
     const Sequence& s = item.sequence;
     if (item.first_row >= s.q_rows) return;
+    item.place = make_int4(static_cast<int>(s.q_start + item.first_row),
+                           static_cast<int>(item.head), BatchIndex(problem_, s), 0);
     const auto rows_before = [&](int64_t row) {
       return static_cast<int32_t>(core::Clamp<int64_t>(row - item.first_row, 0, block_rows));
     };
@@ -218,13 +220,14 @@ class ItemWarp : LoadingWarp<kHeadDim, kVariant> {
     item.has_tiles = has_any;
   }
 
-  // Where Q has one place, given back as soon as it is multiplied, an item is announced before
-  // that, so that its first keys come meanwhile: every warp has written the item three before.
-  static constexpr bool kIsEarly = ForwardPolicy(kHeadDim, kVariant).query_stages == 1 &&
-                                   !ForwardPolicy(kHeadDim, kVariant).has_query_in_registers;
+  // An item is announced before there is a place for its Q, so that its first keys come meanwhile:
+  // every warp has written the item three before. Not where Q is given back so early itself, and
+  // not at head dimension 64, where four stages of keys are enough.
+  static constexpr bool kIsEarly = kHeadDim > 128 ||
+                                   (kHeadDim > 64 && !HasBias(kVariant) && !IsCareful(kVariant));
 
-  // For the Q of the next item, and for the item itself: every warp has done with the item two
-  // (kBias: with the Q of the one) before.
+  // For the Q of the next item, and but for kIsEarly for the item itself: every warp has done with
+  // the item two (kBias: with the Q of the one) before.
   __device__ __forceinline__ void WaitForPlace() const {
     Wait(Barrier(state_.query_empty[items_ % kPolicy.query_stages]),
          (items_ / kPolicy.query_stages & 1) ^ 1);
@@ -442,8 +445,8 @@ class TileWarp : LoadingWarp<kHeadDim, kVariant> {
     }
   }
   __device__ __forceinline__ void LoadValues(int index) {
-    const int stage = values_ % kPolicy.stages;
-    Wait(Barrier(state_.value_empty[stage]), (values_ / kPolicy.stages & 1) ^ 1);
+    const int stage = values_ % kPolicy.value_stages;
+    Wait(Barrier(state_.value_empty[stage]), (values_ / kPolicy.value_stages & 1) ^ 1);
     Load(&params_.values, Barrier(state_.value_full[stage]), State::kValueOffset, stage, index);
     ++values_;
   }

@@ -86,8 +86,7 @@ static __device__ __forceinline__ void StoreChunks(uint16_t* to, int64_t row_str
 template <int kBlockRows, int kWords>
 static __device__ __forceinline__ void StoreThroughShared(uint32_t rows, int lane,
                                                           const uint32_t (&words)[2][kWords],
-                                                          const CUtensorMap* map,
-                                                          const Problem& problem, const Item& item,
+                                                          const CUtensorMap* map, const Item& item,
                                                           int first_row) {
   const uint32_t row = rows + (lane & 15) * 128;
 #pragma unroll
@@ -98,13 +97,15 @@ static __device__ __forceinline__ void StoreThroughShared(uint32_t rows, int lan
   }
   PublishSharedWrites();
   __syncwarp();
+  const int4 place = item.place;
+  const int first = __shfl_sync(~0u, place.x + first_row, 0);
+  const int head = __shfl_sync(~0u, place.y, 0);
+  const int batch = __shfl_sync(~0u, place.z, 0);
+  const uint32_t from = __shfl_sync(~0u, rows, 0);
   if (lane != 0) return;
-  const Sequence& s = item.sequence;
 #pragma unroll
   for (int part = 0; part < kWords / 8; ++part) {
-    StoreBox(rows + part * (kBlockRows * 128), map, 64 * part,
-             static_cast<int>(s.q_start + item.first_row) + first_row, static_cast<int>(item.head),
-             BatchIndex(problem, s));
+    StoreBox(from + part * (kBlockRows * 128), map, 64 * part, first, head, batch);
   }
   CommitBoxes();
 }

@@ -23,7 +23,8 @@ struct alignas(16) RowView {
 };
 
 // A row block of a head. Rows are counted from its first.
-struct Item {
+struct alignas(16) Item {
+  int4 place;  // of row 0 in tensors: row, head and batch
   Sequence sequence;
   int64_t head;
   int64_t first_row;
@@ -163,8 +164,8 @@ struct BlockState
   uint64_t item_full[kItems];
   uint64_t key_full[kPolicy.stages];
   uint64_t key_empty[kPolicy.stages];
-  uint64_t value_full[kPolicy.stages];
-  uint64_t value_empty[kPolicy.stages];
+  uint64_t value_full[kPolicy.value_stages];
+  uint64_t value_empty[kPolicy.value_stages];
   // Where all threads with rows meet (kCareful). Not a barrier of threads: they come from two
   // places of the code, which synccheck takes for divergence.
   uint64_t values_known;
@@ -174,13 +175,16 @@ struct BlockState
   RowView views[kItems][kPolicy.block_rows];  // kept up where not every tile is full (kPlain)
 
   // Where an item's Q was, its output waits to be copied: Q's place is free once that is read. With
-  // one place alone the next Q would come too late.
-  static constexpr bool kHasStagedOutput = kPolicy.query_stages > 1 && !IsCareful(kVariant);
+  // one place alone that is where the next item's Q was, which is in registers by then; else the
+  // one after it would come too late.
+  static constexpr bool kHasStagedOutput =
+      (kPolicy.query_stages > 1 || (kPolicy.has_query_in_registers && !HasBias(kVariant))) &&
+      !IsCareful(kVariant);
 
   // Of the stages of K, V and the bias, after those of Q.
   static constexpr int kKeyOffset = kPolicy.query_stages * kPolicy.query_bytes;
   static constexpr int kValueOffset = kKeyOffset + kPolicy.stages * kPolicy.tile_bytes;
-  static constexpr int kBiasOffset = kValueOffset + kPolicy.stages * kPolicy.tile_bytes;
+  static constexpr int kBiasOffset = kValueOffset + kPolicy.value_stages * kPolicy.tile_bytes;
   static constexpr int kOffset = kBiasOffset + kPolicy.bias_stages * kPolicy.bias_bytes;
 };
 

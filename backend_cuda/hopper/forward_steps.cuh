@@ -15,6 +15,7 @@ class WarpgroupSteps {
   using Tile = typename State::Tile;
   static constexpr bool kIsCareful = IsCareful(kVariant);
   static constexpr int kStages = kPolicy.stages;
+  static constexpr int kValueStages = kPolicy.value_stages;
   // The softmax of a step runs under the product with V of the step before.
   static constexpr bool kHasOverlap = !kIsCareful;
   // Beyond head dimension 128 exponentials are a quarter of the work, and turns gain nothing.
@@ -58,7 +59,7 @@ class WarpgroupSteps {
     return {__shfl_sync(~0u, state_.tiles[step % kStages].word, 0)};
   }
   __device__ __forceinline__ void WaitForValues(uint32_t step) {
-    Wait(Barrier(state_.value_full[step % kStages]), step / kStages & 1);
+    Wait(Barrier(state_.value_full[step % kValueStages]), step / kValueStages & 1);
   }
 
   // The tile after this one, if it is not the last.
@@ -70,6 +71,10 @@ class WarpgroupSteps {
 
   __device__ __forceinline__ uint32_t UniformStage() const {
     return __shfl_sync(~0u, steps_, 0) % kStages;
+  }
+  // Of the values of the tile `before` the one at work.
+  __device__ __forceinline__ uint32_t UniformValueStage(uint32_t before) const {
+    return (__shfl_sync(~0u, steps_, 0) - before) % kValueStages;
   }
 
   // This warp has read what the barrier guards.
@@ -97,7 +102,7 @@ class WarpgroupSteps {
     }
   }
   __device__ __forceinline__ void ReleaseLastValues() {
-    Release(state_.value_empty[(steps_ - 1 - skipped_) % kStages]);
+    Release(state_.value_empty[(steps_ - 1 - skipped_) % kValueStages]);
   }
 
   // ---- tiles that are not this warpgroup's ----
@@ -132,7 +137,7 @@ class WarpgroupSteps {
   // The values of a tile that was passed; with the turn that was for it.
   __device__ __forceinline__ void PassValues(uint32_t step, bool has_turn) {
     WaitForValues(step);
-    Release(state_.value_empty[step % kStages]);
+    Release(state_.value_empty[step % kValueStages]);
     if (!has_turn) return;
     TakeTurn();
     GiveTurn();

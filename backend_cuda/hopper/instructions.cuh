@@ -93,6 +93,10 @@ __device__ __forceinline__ void CopyBox(uint32_t target, const CUtensorMap* map,
       "l"(map), "r"(barrier), "r"(column), "r"(row), "r"(head), "r"(batch)
       : "memory");
 }
+// Has the map at hand when its first box is copied.
+__device__ __forceinline__ void PrefetchMap(const CUtensorMap* map) {
+  asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
+}
 // Starts a copy of eight bytes to shared memory.
 __device__ __forceinline__ void CopyWord(uint32_t target, const uint64_t* source) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(target), "l"(source) : "memory");

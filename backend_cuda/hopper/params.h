@@ -25,9 +25,10 @@ constexpr int ForwardBucket(int64_t dim) {
 struct TilePolicy {
   int warpgroups;
   int query_stages;
-  int stages;       // of K, and of V
-  int bias_stages;  // of kBiasKeys columns
-  int bias_parts;   // of a tile, each in a stage
+  int stages;        // of K
+  int value_stages;  // of V
+  int bias_stages;   // of kBiasKeys columns
+  int bias_parts;    // of a tile, each in a stage
   int block_rows;
   int block_keys;
   int threads;
@@ -90,18 +91,20 @@ TANDEM_HD constexpr bool HasDenseRows(Variant variant) { return variant == Varia
 constexpr TilePolicy ForwardPolicy(int head_dim, Variant variant = Variant::kPlain) {
   TilePolicy policy = {};
   policy.warpgroups = head_dim <= 64 ? 3 : 2;
-  // Stages of Q, or of the tiles at head dimension 64, make room for those of the bias.
+  // Draws need registers, and so does hiding many pairs.
+  policy.has_query_in_registers =
+      head_dim == 128 && !HasScoreTerms(variant) && variant != Variant::kMasked;
+  // Q that is in registers leaves its place to the output, and a second place to one more stage of
+  // V; where there is a bias, its stages take that, at head dimension 64 also some of the tiles'.
   const bool has_bias = HasBias(variant);
-  policy.query_stages = head_dim > 128 || (head_dim > 64 && has_bias) ? 1 : 2;
+  policy.query_stages = head_dim > 128 || policy.has_query_in_registers ? 1 : 2;
   policy.stages = head_dim > 64 || has_bias ? 2 : 4;
+  policy.value_stages = policy.has_query_in_registers && !has_bias ? 3 : policy.stages;
   policy.bias_stages = !has_bias ? 0 : head_dim > 128 ? 1 : 3;
   policy.block_rows = 64 * policy.warpgroups;
   policy.block_keys = head_dim > 128 ? 64 : 128;
   policy.bias_parts = policy.block_keys / kBiasKeys;
   policy.threads = (policy.warpgroups + 1) * kWarpgroupThreads;
-  // Draws need registers, and so does hiding many pairs.
-  policy.has_query_in_registers =
-      head_dim == 128 && !HasScoreTerms(variant) && variant != Variant::kMasked;
   policy.registers = policy.warpgroups == 3 ? 160 : 232;
   policy.loading_registers = policy.warpgroups == 3 ? 32 : 40;
   policy.query_bytes = policy.block_rows * head_dim * 2;

@@ -12,7 +12,7 @@
 
 #include <algorithm>
 #include <exception>
-#include <map>
+#include <memory>
 #include <string>
 #include <tandem/tandem.hpp>
 
@@ -49,29 +49,34 @@ Accuracy MeasureAccuracy(const HostCase& host, const PlacedCase& placed, Device 
 
 void Forward(benchmark::State& state, Device device, const CaseSpec& spec) {
   // Google Benchmark calls this again while it looks for the number of iterations.
-  static std::map<std::string, Accuracy> known;
+  static std::string name;
+  static std::unique_ptr<HostCase> host;
+  static Accuracy accuracy;
   try {
-    const HostCase host(spec);
-    PlacedCase placed(host, device);
+    const bool is_new = name != spec.Name(device);
+    if (is_new) host = std::make_unique<HostCase>(spec);
+    PlacedCase placed(*host, device);
     placed.Run();
-    const auto [entry, is_new] = known.try_emplace(spec.Name(device));
-    if (is_new) entry->second = MeasureAccuracy(host, placed, device);
+    if (is_new) accuracy = MeasureAccuracy(*host, placed, device);
+    name = spec.Name(device);
     const auto run = [&] { placed.Run(); };
     const double once = tandem::bench::SecondsOn(device, 1, run);
     const int runs =
         device == Device::kCpu
             ? 1
             : std::clamp(static_cast<int>(kSecondsPerReading / once), 1, kMostRunsPerReading);
-    for (auto _ : state) {
-      state.SetIterationTime(tandem::bench::SecondsOn(device, runs, run) / runs);
+    double seconds = 0;  // of a launch, by the last reading
+    for (int64_t launch = 0; state.KeepRunning(); ++launch) {
+      if (launch % runs == 0) seconds = tandem::bench::SecondsOn(device, runs, run) / runs;
+      state.SetIterationTime(seconds);
     }
     const auto rate = benchmark::Counter::kIsIterationInvariantRate;
     state.counters["FLOP/s"] = benchmark::Counter(spec.Flops(), rate);
     state.counters["KV_bytes/s"] = benchmark::Counter(spec.KvBytes(), rate);
     state.counters["workspace_bytes"] = static_cast<double>(placed.workspace_bytes());
-    state.counters["error/bound"] = entry->second.error_over_bound;
-    if (entry->second.difference >= 0) {
-      state.counters["cpu-cuda/bounds"] = entry->second.difference;
+    state.counters["error/bound"] = accuracy.error_over_bound;
+    if (accuracy.difference >= 0) {
+      state.counters["cpu-cuda/bounds"] = accuracy.difference;
     }
     state.SetLabel(placed.kernel());
   } catch (const std::exception& error) {

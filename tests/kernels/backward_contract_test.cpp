@@ -143,35 +143,13 @@ TEST_P(BackwardPoison, TinyTimesHugeCounts) {
 }
 
 std::vector<CaseSpec> GuardSpecs() {
-  std::vector<CaseSpec> specs;
-  const auto add = [&](const char* name, tandem_layout layout, int64_t q_rows, int64_t kv_rows,
-                       int64_t qk_dim, int64_t v_dim, std::vector<TermSpec> terms) {
-    specs.push_back(SizedCase(name, layout, q_rows, kv_rows, qk_dim, v_dim, std::move(terms),
-                              specs.size() + 60));
-  };
-  const tandem_layout bhsd = TANDEM_LAYOUT_BHSD, bshd = TANDEM_LAYOUT_BSHD;
-  add("one", bhsd, 1, 1, 1, 1, {});
-  add("ragged", bhsd, 65, 67, 37, 5, {});
-  add("ragged_bshd", bshd, 65, 67, 64, 33, {Causal(TANDEM_ALIGN_BOTTOM_RIGHT)});
-  add("wide", bhsd, 7, 129, 257, 300, {});
-  add("lengths", bhsd, 66, 131, 8, 8, {Lengths(true, true), Dense(4)});
-  add("bias", bhsd, 66, 131, 40, 40, {});
+  std::vector<CaseSpec> specs = CasesWithEdges();
+  specs.push_back(
+      SizedCase("lengths", TANDEM_LAYOUT_BHSD, 66, 131, 8, 8, {Lengths(true, true), Dense(4)}, 60));
+  specs.push_back(SizedCase("bias", TANDEM_LAYOUT_BHSD, 66, 131, 40, 40, {}, 61));
   specs.back().bias.dtype = TANDEM_DTYPE_F16;
   specs.back().sink = true;
   specs.back().alibi_rank = 1;
-  add("bias_keys", bhsd, 66, 131, 40, 40, {});
-  specs.back().bias.dtype = TANDEM_DTYPE_F32;
-  specs.back().bias.per_row = specs.back().bias.per_head = false;
-  add("columns", bhsd, 66, 70, 40, 40, {});
-  specs.back().k_strides.order = specs.back().v_strides.order = {0, 1, 3, 2};
-  specs.back().q_strides.order = specs.back().out_strides.order = {3, 0, 1, 2};
-  CaseSpec packed = specs[1];
-  packed.name = "packed";
-  packed.layout = TANDEM_LAYOUT_THD;
-  packed.q_lens = {33, 0, 65};
-  packed.kv_lens = {67, 5, 0};
-  packed.terms = {Causal(TANDEM_ALIGN_BOTTOM_RIGHT)};
-  specs.push_back(packed);
   return specs;
 }
 

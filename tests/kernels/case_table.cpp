@@ -278,6 +278,41 @@ CaseSpec SizedCase(const char* name, tandem_layout layout, int64_t q_rows, int64
   return spec;
 }
 
+std::vector<CaseSpec> CasesWithEdges() {
+  const tandem_layout bhsd = TANDEM_LAYOUT_BHSD, bshd = TANDEM_LAYOUT_BSHD;
+  const TermSpec causal = Causal(TANDEM_ALIGN_BOTTOM_RIGHT);
+  CaseSpec ragged = SizedCase("ragged_bshd", bshd, 65, 67, 64, 33, {causal}, 40);
+  CaseSpec packed = SizedCase("packed", TANDEM_LAYOUT_THD, 65, 67, 37, 5, {causal}, 41);
+  packed.q_lens = {33, 0, 65};
+  packed.kv_lens = {67, 5, 0};
+  CaseSpec bias = SizedCase("bias_f32_keys", bhsd, 66, 131, 40, 40, {}, 42);
+  bias.bias.dtype = TANDEM_DTYPE_F32;
+  bias.bias.per_row = bias.bias.per_head = false;
+  CaseSpec columns = SizedCase("columns", bhsd, 66, 70, 40, 40, {}, 43);
+  columns.k_strides.order = columns.v_strides.order = {0, 1, 3, 2};
+  columns.q_strides.order = columns.out_strides.order = {3, 0, 1, 2};
+  return {SizedCase("one", bhsd, 1, 1, 1, 1, {}, 44),
+          SizedCase("ragged", bhsd, 65, 67, 37, 5, {}, 45),
+          ragged,
+          SizedCase("wide", bhsd, 7, 129, 257, 300, {}, 46),
+          bias,
+          columns,
+          packed};
+}
+
+CaseSpec SequencesOfKeys(const char* name, tandem_dtype dtype, int64_t q_rows, int64_t kv_rows,
+                         int64_t qk_dim, int64_t v_dim) {
+  CaseSpec spec = SizedCase(name, TANDEM_LAYOUT_BSHD, q_rows, kv_rows, qk_dim, v_dim,
+                            {Causal(TANDEM_ALIGN_BOTTOM_RIGHT), Lengths(true, true)}, 7);
+  spec.dtype = dtype;
+  spec.batch = 4;
+  spec.q_heads = 6;
+  spec.kv_heads = 2;
+  spec.q_lens = std::vector<int64_t>(4, q_rows);
+  spec.kv_lens = {kv_rows, 0, 65, 321};
+  return spec;
+}
+
 CaseSpec WithBatch(CaseSpec spec, int64_t batch) {
   spec.batch = batch;
   if (spec.layout != TANDEM_LAYOUT_THD) return spec;

@@ -16,6 +16,13 @@ std::vector<CaseSpec> CaseTable();
 // Two heads of these sizes.
 CaseSpec SizedCase(const char* name, tandem_layout layout, int64_t q_rows, int64_t kv_rows,
                    int64_t qk_dim, int64_t v_dim, std::vector<TermSpec> terms, uint64_t seed);
+// Sizes, strides and layouts whose memory has edges of every kind, for tests of what lies beside
+// it.
+std::vector<CaseSpec> CasesWithEdges();
+// Four sequences with so many rows each and up to so many keys, one without any; six heads over
+// two.
+CaseSpec SequencesOfKeys(const char* name, tandem_dtype dtype, int64_t q_rows, int64_t kv_rows,
+                         int64_t qk_dim, int64_t v_dim);
 // The case with so many sequences. Packed, its first one is the longest, so that a dense mask keeps
 // its shape.
 CaseSpec WithBatch(CaseSpec spec, int64_t batch);

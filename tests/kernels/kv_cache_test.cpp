@@ -144,15 +144,7 @@ INSTANTIATE_TEST_SUITE_P(Table, CachedAgreement,
                          KernelAndCaseName());
 
 CaseSpec GrownSpec(tandem_dtype dtype, int64_t q_rows) {
-  CaseSpec spec = SizedCase("grown", TANDEM_LAYOUT_BSHD, q_rows, 700, 40, 24,
-                            {Causal(TANDEM_ALIGN_BOTTOM_RIGHT), Lengths(true, true)}, 7);
-  spec.dtype = dtype;
-  spec.batch = 4;
-  spec.q_heads = 6;
-  spec.kv_heads = 2;
-  spec.q_lens = std::vector<int64_t>(4, q_rows);
-  spec.kv_lens = {700, 0, 65, 321};
-  return spec;
+  return SequencesOfKeys("grown", dtype, q_rows, 700, 40, 24);
 }
 
 TEST(KvCache, HowItGrewChangesNoBit) {

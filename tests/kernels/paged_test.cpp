@@ -108,15 +108,7 @@ INSTANTIATE_TEST_SUITE_P(Table, PagedAgreement,
                          KernelAndCaseName());
 
 CaseSpec PagedSpec(tandem_dtype dtype, int64_t q_rows) {
-  CaseSpec spec = SizedCase("paged", TANDEM_LAYOUT_BSHD, q_rows, 768, 64, 32,
-                            {Causal(TANDEM_ALIGN_BOTTOM_RIGHT), Lengths(true, true)}, 7);
-  spec.dtype = dtype;
-  spec.batch = 4;
-  spec.q_heads = 6;
-  spec.kv_heads = 2;
-  spec.q_lens = std::vector<int64_t>(4, q_rows);
-  spec.kv_lens = {768, 0, 65, 321};
-  return spec;
+  return SequencesOfKeys("paged", dtype, q_rows, 768, 64, 32);
 }
 
 // Where rows lie changes no bit, whatever the size of pages.
